@@ -1,0 +1,1 @@
+"""The engine: imaging, verifying and restoring. One verb, one module."""

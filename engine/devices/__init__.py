@@ -1,0 +1,1 @@
+"""Local disks and files as sources and targets."""

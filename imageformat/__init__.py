@@ -1,0 +1,1 @@
+"""The image format: files, chains and views. Knows neither this machine's disks nor FUSE."""

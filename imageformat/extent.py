@@ -1,0 +1,70 @@
+"""Extents and pure interval algebra.
+
+An extent says what a byte range of a device is. The kinds are never conflated: free space is not
+zeros, and an unreadable sector is neither.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+class ExtentKind(enum.Enum):
+    """What a byte range holds."""
+
+    DATA = "data"
+    """Must be read."""
+    ZERO = "zero"
+    """Reads as zeros."""
+    UNUSED = "unused"
+    """Free in the file system, not stored; reads as zeros."""
+    BAD = "bad"
+    """Was unreadable at the source; reading it is an error."""
+
+
+class Extent(NamedTuple):
+    """``length`` bytes at ``offset`` of one kind."""
+
+    offset: int
+    length: int
+    kind: ExtentKind
+
+    @property
+    def end(self) -> int:
+        """First byte after the extent."""
+        return self.offset + self.length
+
+
+def clip(extents: Iterable[Extent], offset: int, size: int) -> Iterator[Extent]:
+    """Cut ascending extents to the range ``[offset, offset + size)``."""
+    end = offset + size
+    for extent in extents:
+        start, stop = max(extent.offset, offset), min(extent.end, end)
+        if start < stop:
+            yield Extent(start, stop - start, extent.kind)
+
+
+def shift(extents: Iterable[Extent], distance: int) -> Iterator[Extent]:
+    """Move every extent by ``distance`` bytes."""
+    for extent in extents:
+        yield Extent(extent.offset + distance, extent.length, extent.kind)
+
+
+def coalesce(extents: Iterable[Extent]) -> Iterator[Extent]:
+    """Join neighbours of the same kind; the input is ascending and contiguous."""
+    pending: Extent | None = None
+    for extent in extents:
+        if not extent.length:
+            continue
+        if pending is not None and pending.kind is extent.kind and pending.end == extent.offset:
+            pending = Extent(pending.offset, pending.length + extent.length, pending.kind)
+            continue
+        if pending is not None:
+            yield pending
+        pending = extent
+    if pending is not None:
+        yield pending

@@ -1,0 +1,144 @@
+"""What one image file is to the code above it: a layer of a chain.
+
+A layer knows its parent's id, never its parent. It answers, for a byte range of a disk, in which
+stored frame each block lies; the chain fetches from the right layer.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from uuid import UUID
+
+    from imageformat.device import BlockDevice
+
+
+class ImageType(enum.Enum):
+    """How an image relates to the others of its set."""
+
+    FULL = "full"
+    """Everything; needs no other image."""
+    DIFFERENTIAL = "diff"
+    """What changed since the last full."""
+    INCREMENTAL = "inc"
+    """What changed since the last image of any type."""
+
+
+class Fill(enum.Enum):
+    """What a layer says of a range for which it stores no bytes."""
+
+    ZERO = "zero"
+    UNUSED = "unused"
+    BAD = "bad"
+    PARENT = "parent"
+    """Not changed in this layer: ask the older one."""
+
+
+class BlockRef(NamedTuple):
+    """Where the frame of one block is stored, and what it must decode to."""
+
+    layer: int
+    """Depth of the layer in its chain that holds the frame: 0 is the full."""
+    offset: int
+    """Of the frame in that layer's file."""
+    length: int
+    """Of the stored frame."""
+    block: int
+    """Number of the block on the disk."""
+    raw_length: int
+    """Length of the decoded block."""
+    digest: bytes
+    """XXH3-128 of the decoded block, or empty when the format has none."""
+
+
+class Piece(NamedTuple):
+    """What one layer says of the range ``[offset, offset + length)`` of a disk."""
+
+    offset: int
+    length: int
+    source: BlockRef | Fill
+    skip: int
+    """Bytes of the decoded block before ``offset``; 0 for a fill."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskInfo:
+    """One disk of an image as it was at its point in time."""
+
+    size: int
+    block_size: int
+    sector_size: int = 512
+    name: str = "disk"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What an image says of itself."""
+
+    format: str
+    id: UUID
+    """Of this file."""
+    set_id: UUID
+    type: ImageType
+    number: int
+    """Running number of the point in its set, from 1."""
+    created_ns: int
+    """When the picture was taken: UTC, nanoseconds since 1970."""
+    disks: tuple[DiskInfo, ...]
+    root: bytes
+    """Logical root: names the content of the point, however it is stored."""
+    parent_id: UUID | None = None
+    parent_root: bytes | None = None
+    depth: int = 0
+    """Number of ancestors."""
+    stored_size: int = 0
+    """Length of the image file."""
+    details: Mapping[str, object] = field(default_factory=dict)
+    """What else is recorded: source, host, counts, version of the writer."""
+
+
+class ImageLayer(Protocol):
+    """One image file opened alone. Any number of threads may call it at once."""
+
+    @property
+    def info(self) -> ImageInfo:
+        """What the image says of itself."""
+        ...
+
+    def pieces(self, disk: int, offset: int, size: int) -> Iterator[Piece]:
+        """Describe the range: ascending, contiguous, covering it exactly.
+
+        A piece may already name an older layer (`BlockRef.layer`), or say `Fill.PARENT`.
+
+        Raises:
+            CorruptImageError: the index does not match its checksum.
+        """
+        ...
+
+    def load(self, refs: tuple[BlockRef, ...]) -> tuple[bytes, ...]:
+        """Read, prove and decode frames stored in this layer, one range read per run of neighbours.
+
+        Raises:
+            CorruptImageError: a frame is damaged; the message names file, block and offset.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the file; idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFormat:
+    """The plug-in record of an image format."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    probe: Callable[[BlockDevice], bool]
+    """Cheap look at the first bytes; never raises for odd content."""
+    open: Callable[[BlockDevice, str], ImageLayer]
+    """Open a stored file; the text names it in errors. Takes ownership of the device."""

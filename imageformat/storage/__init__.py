@@ -1,0 +1,90 @@
+"""Where images are kept: named write-once objects.
+
+An object does not exist until its writer commits. A storage is a plug-in file of this package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from imageformat.device import BlockDevice
+
+
+class ObjectInfo(NamedTuple):
+    """One object as a listing shows it."""
+
+    key: str
+    """Path below the storage's root, with ``/`` between folders."""
+    size: int
+    fingerprint: str
+    """Changes whenever the object was replaced: size, times, inode, or an entity tag."""
+
+
+class ObjectWriter(Protocol):
+    """Appends to an object that nobody sees before `commit`. One thread."""
+
+    @property
+    def position(self) -> int:
+        """Bytes written so far."""
+        ...
+
+    def append(self, data: bytes) -> None:
+        """Add ``data`` at the end.
+
+        Raises:
+            DestinationFullError, DestinationReadOnlyError, DestinationError
+        """
+        ...
+
+    def commit(self, check: Callable[[BlockDevice], None] | None = None) -> None:
+        """Make the object durable, read it back through ``check``, then publish it under its key.
+
+        Nothing is published when any step fails. An existing object is never replaced.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Forget everything written; idempotent, and harmless after `commit`."""
+        ...
+
+
+class Storage(Protocol):
+    """A place for objects. Any number of threads may call it at once."""
+
+    @property
+    def url(self) -> str:
+        """How a person names this place."""
+        ...
+
+    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """List published objects below ``prefix`` in order of key."""
+        ...
+
+    def open(self, key: str) -> BlockDevice:
+        """Open an object for reading; the caller closes it."""
+        ...
+
+    def create(self, key: str) -> ObjectWriter:
+        """Start a new object."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object durably."""
+        ...
+
+    def close(self) -> None:
+        """Release what is held; idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StorageScheme:
+    """The plug-in record of a kind of storage."""
+
+    name: str
+    matches: Callable[[str], bool]
+    open: Callable[[str], Storage]

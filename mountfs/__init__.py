@@ -1,0 +1,1 @@
+"""Disk images you can walk into: trees, adapters and the command line."""

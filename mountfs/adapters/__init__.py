@@ -1,0 +1,1 @@
+"""Ways to show a tree: FUSE and others, one plug-in file each."""

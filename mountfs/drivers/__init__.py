@@ -1,0 +1,1 @@
+"""File-system drivers: one plug-in file each, with ``PLUGIN = FileSystemDriver(...)``."""
