@@ -7,13 +7,15 @@ stored frame each block lies; the chain fetches from the right layer.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+from uuid import UUID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from uuid import UUID
+    from collections.abc import Callable, Iterator
 
+    from imageformat.cache import BlockCache
     from imageformat.device import BlockDevice
 
 
@@ -34,8 +36,22 @@ class Fill(enum.Enum):
     ZERO = "zero"
     UNUSED = "unused"
     BAD = "bad"
-    PARENT = "parent"
-    """Not changed in this layer: ask the older one."""
+
+
+class Older(NamedTuple):
+    """Not changed in this layer (state PARENT): ask the layer at that depth.
+
+    That is the parent, or, when the index knows better, the layer that holds the answer.
+    """
+
+    layer: int
+
+
+class Ancestor(NamedTuple):
+    """One older image of a chain."""
+
+    id: UUID
+    root: bytes
 
 
 class BlockRef(NamedTuple):
@@ -60,7 +76,7 @@ class Piece(NamedTuple):
 
     offset: int
     length: int
-    source: BlockRef | Fill
+    source: BlockRef | Fill | Older
     skip: int
     """Bytes of the decoded block before ``offset``; 0 for a fill."""
 
@@ -112,11 +128,15 @@ class ImageLayer(Protocol):
     def pieces(self, disk: int, offset: int, size: int) -> Iterator[Piece]:
         """Describe the range: ascending, contiguous, covering it exactly.
 
-        A piece may already name an older layer (`BlockRef.layer`), or say `Fill.PARENT`.
+        A piece may already name a frame in an older layer (`BlockRef.layer`).
 
         Raises:
             CorruptImageError: the index does not match its checksum.
         """
+        ...
+
+    def ancestors(self) -> tuple[Ancestor, ...]:
+        """Return all ancestors, oldest first; the position is the depth."""
         ...
 
     def load(self, refs: tuple[BlockRef, ...]) -> tuple[bytes, ...]:
@@ -140,5 +160,6 @@ class ImageFormat:
     suffixes: tuple[str, ...]
     probe: Callable[[BlockDevice], bool]
     """Cheap look at the first bytes; never raises for odd content."""
-    open: Callable[[BlockDevice, str], ImageLayer]
-    """Open a stored file; the text names it in errors. Takes ownership of the device."""
+    open: Callable[[BlockDevice, str, BlockCache], ImageLayer]
+    """Open a stored file; the text names it in errors; index pages go through the cache. Takes ownership
+    of the device, also when it raises."""

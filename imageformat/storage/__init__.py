@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from imageformat.device import BlockDevice
 
@@ -60,8 +61,12 @@ class Storage(Protocol):
         """How a person names this place."""
         ...
 
+    def folders(self) -> Iterator[str]:
+        """List the names of the folders at the top, in order."""
+        ...
+
     def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """List published objects below ``prefix`` in order of key."""
+        """List the objects directly in the folder ``prefix`` (empty, or ending in ``/``), in order."""
         ...
 
     def open(self, key: str) -> BlockDevice:
@@ -74,6 +79,24 @@ class Storage(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object durably."""
+        ...
+
+    def exclusive(self, prefix: str) -> AbstractContextManager[None]:
+        """Be the only writer below ``prefix`` (a set) while the context lasts.
+
+        On entry, what killed writers left unfinished there is removed.
+
+        Raises:
+            SetBusyError: another process or thread is writing there.
+        """
+        ...
+
+    def load_cache(self, prefix: str) -> bytes | None:
+        """Return what `save_cache` kept for a folder; None when there is nothing."""
+        ...
+
+    def save_cache(self, prefix: str, data: bytes) -> None:
+        """Keep a note that may be lost at any time. Never fails: a full or read-only place keeps none."""
         ...
 
     def close(self) -> None:

@@ -1,0 +1,304 @@
+"""Imaging a device: full, differential, incremental.
+
+One reader, N workers (zero test, hash, comparison with the parent, compression), one writer in order.
+Nothing is visible before the image is durable and has been read back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+from uuid import uuid4
+
+import msgspec
+
+from engine.pipeline import default_threads, ordered_map
+from engine.plan import BackupPlan, block_runs, image_name, plan_backup
+from imageformat.codec import DEFAULT_LEVEL, digest, zero_digest
+from imageformat.device import BlockDevice
+from imageformat.errors import ChainError, ImageError, SourceMismatchError
+from imageformat.formats.native.reader import resolved_index
+from imageformat.formats.native.structs import (
+    NO_ROOT,
+    NO_UUID,
+    PAGE_BITS,
+    RECORD_SIZE,
+    ExtensionType,
+    Header,
+    State,
+    unpack_record,
+)
+from imageformat.formats.native.writer import EncodedBlock, NativeWriter, encode_block
+from imageformat.layer import Ancestor, ImageInfo, ImageType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from engine.plan import Run
+    from imageformat.chain import Chain
+    from imageformat.formats.native.index import Geometry, ResolvedIndex
+    from imageformat.repository import ImageSet, Point, Repository
+
+DEFAULT_BLOCK_SIZE = 64 << 10
+_JOB_BYTES = 1 << 20
+
+
+class Source(BlockDevice, Protocol):
+    """What a backup reads from."""
+
+    @property
+    def sector_size(self) -> int:
+        """Logical sector size in bytes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BackupOptions:
+    """How to image."""
+
+    type: ImageType | None = None
+    block_size: int = DEFAULT_BLOCK_SIZE
+    """Of a new chain; an image on a parent has its parent's."""
+    level: int = DEFAULT_LEVEL
+    threads: int = 0
+    """0: as many as pay."""
+    any_source: bool = False
+    """Continue a set although its last image is of another source."""
+
+
+class BackupProgress(NamedTuple):
+    """How far a backup is, in bytes of the disk and of the image."""
+
+    done: int
+    total: int
+    stored: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackupResult:
+    """A published image."""
+
+    info: ImageInfo
+    set_name: str
+    key: str
+    changed_blocks: int
+    seconds: float
+    warning: str = ""
+
+
+class _Work(NamedTuple):
+    run: Run
+    raw: bytes
+
+
+class _Done(NamedTuple):
+    run: Run
+    length: int
+    changed: tuple[EncodedBlock | int, ...]
+    """Encoded blocks, and the numbers of blocks that became zeros; ascending."""
+
+
+def backup(
+    source: Source,
+    repository: Repository,
+    set_name: str,
+    options: BackupOptions,
+    *,
+    origin: dict[str, object],
+    parent: Point | None = None,
+    report: Callable[[BackupProgress], None] = lambda _: None,
+    clock_ns: Callable[[], int] = time.time_ns,
+) -> BackupResult:
+    """Write one image of ``source`` into a set and publish it.
+
+    ``origin`` is recorded in the image: at least ``source``, and ``serial`` when known. The set is locked
+    meanwhile. When it returns, the image is durable and was read back; when it raises, nothing of it is
+    left (a killed process leaves one hidden ``.part`` file that the next backup removes).
+
+    Raises:
+        SetBusyError, SourceError, SourceMismatchError, DestinationError, UsageError
+    """
+    started = time.monotonic()
+    with repository.storage.exclusive(f"{set_name}/"):
+        image_set = repository.image_set(set_name)
+        if not options.any_source:
+            check_source(image_set, origin)
+        plan = plan_backup(image_set, options.type, parent)
+        job = _Job(source, repository, image_set, options, origin, report, clock_ns())
+        try:
+            key, info, changed = _write_image(job, plan, _open_parent(repository, plan))
+        except (ImageError, ChainError) as error:
+            if plan.parent is None:
+                raise
+            reason = f"the chain cannot be continued: {error}"
+            plan = BackupPlan(ImageType.FULL, None, plan.number, reason)
+            key, info, changed = _write_image(job, plan, None)
+        repository.image_set(set_name)
+    return BackupResult(info, set_name, key, changed, time.monotonic() - started, plan.warning)
+
+
+def check_source(image_set: ImageSet, origin: dict[str, object]) -> None:
+    """Refuse to mix sources: by serial number where both are known, else by path.
+
+    Raises:
+        SourceMismatchError
+    """
+    last = image_set.latest()
+    if last is None or last.info is None:
+        return
+    known = last.info.details
+    for fact in ("serial", "source"):
+        if known.get(fact) and origin.get(fact):
+            if known[fact] != origin[fact]:
+                raise SourceMismatchError(
+                    f"set {image_set.name} holds images of {fact} {known[fact]}, not {origin[fact]}; "
+                    f"give this one its own name with --set, or name the set explicitly to go on with it"
+                )
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    source: Source
+    repository: Repository
+    image_set: ImageSet
+    options: BackupOptions
+    origin: dict[str, object]
+    report: Callable[[BackupProgress], None]
+    now_ns: int
+
+
+def _open_parent(repository: Repository, plan: BackupPlan) -> Chain | None:
+    """Open the parent and prove its whole chain."""
+    if plan.parent is None:
+        return None
+    chain = repository.chain(plan.parent)
+    chain.prove()
+    return chain
+
+
+def _header(job: _Job, plan: BackupPlan, parent: ImageInfo | None) -> Header:
+    known = next((point.info for point in job.image_set.points if point.info), None)
+    described = {"host": socket.gethostname(), **job.origin}
+    block_size = max(job.options.block_size, job.source.sector_size)
+    return Header(
+        image_id=uuid4(),
+        set_id=known.set_id if known else uuid4(),
+        type=plan.type,
+        number=plan.number,
+        created_ns=job.now_ns,
+        disk_size=job.source.size,
+        sector_size=job.source.sector_size,
+        block_size=parent.disks[0].block_size if parent else block_size,
+        parent_id=parent.id if parent else NO_UUID,
+        parent_root=parent.root if parent else NO_ROOT,
+        depth=parent.depth + 1 if parent else 0,
+        page_bits=PAGE_BITS,
+        extensions=((ExtensionType.ORIGIN, msgspec.json.encode(described)),),
+    )
+
+
+def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> tuple[str, ImageInfo, int]:
+    index: ResolvedIndex | None = None
+    ancestors: tuple[Ancestor, ...] = ()
+    if chain is not None:
+        index = resolved_index(chain.layer(chain.depth), chain.layer)
+        ancestors = (*chain.ancestors(), Ancestor(chain.info.id, chain.info.root))
+    header = _header(job, plan, chain.info if chain else None)
+    name = image_name(plan.number, plan.type, header.created_ns, header.image_id)
+    target = job.repository.storage.create(f"{job.image_set.prefix}{name}")
+    try:
+        writer = NativeWriter(target, header, index, ancestors)
+        changed = copy_blocks(job.source, writer, index, job.options, job.report, lambda: target.position)
+        return f"{job.image_set.prefix}{name}", writer.commit(), changed
+    finally:
+        target.abort()
+
+
+def copy_blocks(
+    source: Source,
+    writer: NativeWriter,
+    parent: ResolvedIndex | None,
+    options: BackupOptions,
+    report: Callable[[BackupProgress], None],
+    stored: Callable[[], int],
+) -> int:
+    """Read the source once and hand what differs from ``parent`` to the writer; return the blocks."""
+    threads = options.threads or default_threads()
+    geometry = writer.geometry
+    longest = max(1, _JOB_BYTES // geometry.block_size)
+    worker = BlockWorker(writer.image_id, geometry, parent, options.level)
+
+    def jobs() -> Iterator[_Work]:
+        extents = source.extents(0, source.size)
+        for run in block_runs(extents, source.size, geometry.block_size, longest):
+            if run.hole:
+                yield _Work(run, b"")
+                continue
+            offset = run.first * geometry.block_size
+            size = min(run.blocks * geometry.block_size, source.size - offset)
+            yield _Work(run, source.pread(offset, size))
+
+    changed = done = 0
+    with contextlib.closing(ordered_map(worker, jobs(), threads=threads)) as results:
+        for result in results:
+            if result.run.hole:
+                changed += writer.fill(result.run.first, result.run.blocks, State.ZERO)
+            for block in result.changed:
+                if isinstance(block, EncodedBlock):
+                    writer.write(block)
+                else:
+                    writer.fill(block, 1, State.ZERO)
+            changed += len(result.changed)
+            done = min(source.size, (result.run.first + result.run.blocks) * geometry.block_size)
+            report(BackupProgress(done, source.size, stored()))
+    return changed
+
+
+class BlockWorker:
+    """What a worker thread does with a run of blocks. Thread-safe."""
+
+    def __init__(self, image_id: bytes, geometry: Geometry, parent: ResolvedIndex | None, level: int) -> None:
+        self._image_id = image_id
+        self._geometry = geometry
+        self._parent = parent
+        self._level = level
+
+    def __call__(self, work: _Work) -> _Done:
+        """Return what of a run differs from the parent."""
+        run, raw = work
+        if run.hole:
+            return _Done(run, 0, ())
+        size = self._geometry.block_size
+        changed = []
+        for block in range(run.first, run.first + run.blocks):
+            at = (block - run.first) * size
+            differing = self._examine(block, raw[at : at + size])
+            if differing is not None:
+                changed.append(differing)
+        return _Done(run, len(raw), tuple(changed))
+
+    def _examine(self, block: int, raw: bytes) -> EncodedBlock | int | None:
+        """Return a changed block: encoded, or its number when it became zeros; None when unchanged."""
+        raw_digest = digest(raw)
+        is_zero = raw_digest == zero_digest(len(raw))
+        state, known = self._known(block, len(raw))
+        if is_zero:
+            return None if state == State.ZERO else block
+        if state == State.DATA and known == raw_digest:
+            return None
+        return encode_block(self._image_id, block, raw, raw_digest, self._level)
+
+    def _known(self, block: int, raw_length: int) -> tuple[int, bytes]:
+        """Return the parent's state and digest of a block; state 0 when it says nothing of use."""
+        parent = self._parent
+        if parent is None or block >= parent.geometry.blocks:
+            return 0, b""
+        bits = parent.geometry.page_bits
+        entry = unpack_record(parent.leaf(block >> bits), (block & (1 << bits) - 1) * RECORD_SIZE)
+        if entry.state == State.DATA and parent.geometry.raw_length(block) != raw_length:
+            return 0, b""
+        return entry.state, entry.digest

@@ -1,0 +1,137 @@
+"""Deciding what a backup will be. Pure: facts in, plan out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from imageformat.errors import UsageError
+from imageformat.extent import ExtentKind
+from imageformat.layer import ImageType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from uuid import UUID
+
+    from imageformat.extent import Extent
+    from imageformat.repository import ImageSet, Point
+
+MAX_CHAIN = 1000
+"""A chain this long is not continued; the next image is a full one."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackupPlan:
+    """What kind of image comes next, and on what it stands."""
+
+    type: ImageType
+    parent: Point | None
+    number: int
+    warning: str = ""
+    """Why it is not what was asked for."""
+
+
+def plan_backup(image_set: ImageSet, wanted: ImageType | None, parent: Point | None = None) -> BackupPlan:
+    """Choose type and parent of the next image.
+
+    Without ``wanted``: full first, incremental later. A chain that is broken, known to be damaged or too
+    long is not continued: a full image is made instead, with a warning.
+
+    Raises:
+        UsageError: a full image has no parent.
+    """
+    number = next_number(image_set)
+    if parent is not None:
+        if wanted is ImageType.FULL:
+            raise UsageError("a full image has no parent; leave out --type full or --parent")
+        return _on(parent, wanted or ImageType.INCREMENTAL, number)
+    readable = [point for point in image_set.points if point.info is not None]
+    if wanted is ImageType.FULL or not image_set.points:
+        return BackupPlan(ImageType.FULL, None, number)
+    if wanted is ImageType.DIFFERENTIAL:
+        readable = [point for point in readable if point.info and point.info.type is ImageType.FULL]
+    if not readable:
+        return BackupPlan(ImageType.FULL, None, number, "there is no readable image to continue")
+    return _on(readable[-1], wanted or ImageType.INCREMENTAL, number)
+
+
+def _on(parent: Point, kind: ImageType, number: int) -> BackupPlan:
+    """Plan an image on ``parent``, or a full one when that cannot be trusted."""
+    if parent.info is None or parent.problem is not None:
+        reason = parent.problem.message if parent.problem else f"{parent.key} cannot be read"
+        return BackupPlan(ImageType.FULL, None, number, f"the chain cannot be continued: {reason}")
+    if parent.state == "damaged":
+        return BackupPlan(
+            ImageType.FULL, None, number, f"point {parent.info.number} is damaged and cannot be built on"
+        )
+    if parent.info.depth + 1 >= MAX_CHAIN:
+        return BackupPlan(ImageType.FULL, None, number, f"the chain has {MAX_CHAIN} images")
+    return BackupPlan(kind, parent, number)
+
+
+def next_number(image_set: ImageSet) -> int:
+    """Return a number that no image of the set has, not even one whose content cannot be read."""
+    numbers = [point.info.number for point in image_set.points if point.info]
+    names = [re.match(r"\d{1,6}", point.file_name) for point in image_set.points]
+    numbers.extend(int(match[0]) for match in names if match)
+    return max(numbers, default=0) + 1
+
+
+def image_name(number: int, kind: ImageType, created_ns: int, image_id: UUID) -> str:
+    """Return the file name of a new image, for people; nothing depends on it."""
+    moment = datetime.fromtimestamp(created_ns // 1_000_000_000, UTC)
+    return f"{number:04d}-{kind.value}-{moment:%Y%m%dT%H%M%SZ}-{image_id.hex[:8]}.mfi"
+
+
+def set_name_for(source: str) -> str:
+    """Return the default set name of a source: its last path component without a suffix.
+
+    Raises:
+        UsageError: nothing usable is left.
+    """
+    last = source.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    stem = re.sub(r"\.(img|raw|dd|bin|disk)$", "", last, flags=re.IGNORECASE)
+    return check_set_name(re.sub(r"[^\w.+-]+", "-", stem).strip("-."))
+
+
+def check_set_name(name: str) -> str:
+    """Return a legal set name, or raise `UsageError`."""
+    if not name or name[0] in ".-" or len(name) > 100 or any(char in name for char in "/\\:@\0\n"):
+        raise UsageError(
+            f"'{name}' cannot name a set: use --set with letters, digits, '-', '_', '.', up to 100"
+        )
+    return name
+
+
+class Run(NamedTuple):
+    """``blocks`` blocks from ``first`` on that are read, or known to be zeros."""
+
+    first: int
+    blocks: int
+    hole: bool
+
+
+def block_runs(extents: Iterable[Extent], size: int, block_size: int, longest: int) -> Iterator[Run]:
+    """Cut a disk into runs of whole blocks: holes as long as they are, data in at most ``longest`` blocks.
+
+    A block is a hole only when all of it is; ``extents`` covers the disk in ascending order.
+    """
+    position = 0
+    blocks = -(-size // block_size)
+    for extent in extents:
+        if extent.kind not in {ExtentKind.ZERO, ExtentKind.UNUSED}:
+            continue
+        first = -(-extent.offset // block_size)
+        end = blocks if extent.end >= size else extent.end // block_size
+        if end > first:
+            yield from _data_runs(position, first, longest)
+            yield Run(first, end - first, hole=True)
+            position = end
+    yield from _data_runs(position, blocks, longest)
+
+
+def _data_runs(first: int, end: int, longest: int) -> Iterator[Run]:
+    for start in range(first, end, longest):
+        yield Run(start, min(longest, end - start), hole=False)

@@ -1,0 +1,94 @@
+"""The block cache: byte-bounded, thread-safe, single-flight, shared by every point of a mount.
+
+It holds decoded blocks and index pages under keys that name stored bytes (image id and offset), so the
+same frame is decoded once however many points show it.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from cachetools import LRUCache
+
+from imageformat.errors import MountfsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+DEFAULT_CAPACITY = 64 << 20
+
+
+class BlockCache:
+    """Keeps up to ``capacity`` bytes of values. Any number of threads may call it at once."""
+
+    def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
+        self.capacity = capacity
+        self._values: LRUCache[Hashable, bytes] = LRUCache(capacity, getsizeof=len)
+        self._flights: dict[Hashable, Future[bytes]] = {}
+        self._lock = threading.Lock()
+        self.hits = 0
+        self.misses = 0
+
+    def get(self, key: Hashable, load: Callable[[], bytes]) -> bytes:
+        """Return the value of ``key``, calling ``load`` at most once at a time for all threads."""
+        return self.get_many((key,), lambda _missing: (load(),))[0]
+
+    def get_many(
+        self, keys: Sequence[Hashable], load: Callable[[Sequence[int]], Sequence[bytes]]
+    ) -> list[bytes]:
+        """Return the values of ``keys`` in order.
+
+        ``load`` gets the positions of the missing keys and returns their values. It is called once, and
+        without the lock held. A key that another thread is loading is waited for; when that thread fails,
+        this one tries itself, because the failure may be another block's.
+        """
+        found: list[bytes | None] = [None] * len(keys)
+        mine: list[int] = []
+        others: list[tuple[int, Future[bytes]]] = []
+        with self._lock:
+            for position, key in enumerate(keys):
+                value = self._values.get(key)
+                if value is not None:
+                    found[position] = value
+                elif (flight := self._flights.get(key)) is not None:
+                    others.append((position, flight))
+                else:
+                    self._flights[key] = Future()
+                    mine.append(position)
+            self.hits += len(keys) - len(mine)
+            self.misses += len(mine)
+        if mine:
+            self._load_mine(keys, mine, load, found)
+        for position, flight in others:
+            try:
+                found[position] = flight.result()
+            except MountfsError:
+                found[position] = load((position,))[0]
+        return [value for value in found if value is not None]
+
+    def _load_mine(
+        self,
+        keys: Sequence[Hashable],
+        mine: Sequence[int],
+        load: Callable[[Sequence[int]], Sequence[bytes]],
+        found: list[bytes | None],
+    ) -> None:
+        try:
+            values = load(mine)
+        except BaseException as error:
+            with self._lock:
+                flights = [self._flights.pop(keys[position]) for position in mine]
+            failure = error if isinstance(error, MountfsError) else MountfsError("another reader failed")
+            for flight in flights:
+                flight.set_exception(failure)
+            raise
+        with self._lock:
+            flights = [self._flights.pop(keys[position]) for position in mine]
+            for position, value in zip(mine, values, strict=True):
+                if len(value) <= self.capacity:
+                    self._values[keys[position]] = value
+        for position, value, flight in zip(mine, values, flights, strict=True):
+            found[position] = value
+            flight.set_result(value)

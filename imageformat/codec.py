@@ -1,0 +1,95 @@
+"""Blocks to stored bytes and back: zstd or stored as they are, and the checksums of both.
+
+Decoding is bounded: `zstandard` ignores ``max_output_size`` when a frame states its own size, so the
+stated size is compared with the expected one before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from functools import cache
+
+import xxhash
+import zstandard
+
+from imageformat.errors import CorruptImageError
+
+DEFAULT_LEVEL = 3
+"""zstd level: the best time on two cores; level 1 is slower to write because it is bigger."""
+
+_MIN_SAVING = 32
+"""Store a block as it is unless compression saves at least 1/32 of it."""
+
+
+class Codec(enum.IntEnum):
+    """How a payload is stored. The numbers are part of the format."""
+
+    STORED = 0
+    ZSTD = 1
+
+
+class _ThreadState(threading.local):
+    """zstandard's objects must not be shared between threads."""
+
+    def __init__(self) -> None:
+        self.decompressor = zstandard.ZstdDecompressor()
+        self.compressors: dict[int, zstandard.ZstdCompressor] = {}
+
+
+_state = _ThreadState()
+
+
+def encode(raw: bytes, level: int = DEFAULT_LEVEL) -> tuple[Codec, bytes]:
+    """Compress ``raw``, or return it as it is when that saves too little. Thread-safe."""
+    compressor = _state.compressors.get(level)
+    if compressor is None:
+        compressor = zstandard.ZstdCompressor(level=level, write_dict_id=False)
+        _state.compressors[level] = compressor
+    packed = compressor.compress(raw)
+    if len(packed) > len(raw) - len(raw) // _MIN_SAVING:
+        return Codec.STORED, raw
+    return Codec.ZSTD, packed
+
+
+def decode(codec: int, payload: bytes, raw_length: int) -> bytes:
+    """Return exactly ``raw_length`` bytes. Never allocates more than that. Thread-safe.
+
+    Raises:
+        CorruptImageError: the payload is not a frame of that length; the caller adds the place.
+    """
+    if codec == Codec.STORED:
+        if len(payload) != raw_length:
+            raise CorruptImageError(f"stored block has {len(payload)} bytes instead of {raw_length}")
+        return payload
+    if codec != Codec.ZSTD:
+        raise CorruptImageError(f"unknown codec {codec}")
+    try:
+        stated = zstandard.frame_content_size(payload)
+        if stated != raw_length:
+            raise CorruptImageError(f"compressed block states {stated} bytes instead of {raw_length}")
+        raw = _state.decompressor.decompress(payload)
+    except zstandard.ZstdError as error:
+        raise CorruptImageError(f"compressed block cannot be decoded: {error}") from error
+    if len(raw) != raw_length:
+        raise CorruptImageError(f"compressed block has {len(raw)} bytes instead of {raw_length}")
+    return raw
+
+
+def digest(raw: bytes | memoryview) -> bytes:
+    """XXH3-128 of a plain block, 16 bytes, canonical (big-endian) order."""
+    return xxhash.xxh3_128_digest(raw)
+
+
+def check64(*parts: bytes | memoryview) -> bytes:
+    """XXH3-64 over the parts joined, 8 bytes, canonical order."""
+    state = xxhash.xxh3_64()
+    for part in parts:
+        state.update(part)
+    return state.digest()
+
+
+@cache
+def zero_digest(length: int) -> bytes:
+    """XXH3-128 of ``length`` zero bytes."""
+    return digest(bytes(length))

@@ -1,0 +1,371 @@
+"""Reading one native image file, alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from imageformat.codec import decode, digest
+from imageformat.device import check_range
+from imageformat.errors import (
+    CorruptImageError,
+    IncompleteImageError,
+    MountfsError,
+    UnsupportedFeatureError,
+)
+from imageformat.formats.native.index import Geometry, ResolvedIndex, logical_root, uniform_digest
+from imageformat.formats.native.structs import (
+    DIRECTORY_RECORD_SIZE,
+    FOOTER_SIZE,
+    FRAME_HEADER_SIZE,
+    HEADER_SIZE,
+    MAGIC,
+    NO_UUID,
+    RECORD_SIZE,
+    ROOT_SIZE,
+    Footer,
+    FrameHeader,
+    FrameKind,
+    Header,
+    Record,
+    State,
+    page_number,
+    unpack_ancestors,
+    unpack_footer,
+    unpack_frame,
+    unpack_header,
+    unpack_record,
+)
+from imageformat.layer import Ancestor, BlockRef, DiskInfo, Fill, ImageInfo, Older, Piece
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from imageformat.cache import BlockCache
+    from imageformat.device import BlockDevice
+    from imageformat.layer import ImageLayer
+
+_FILLS = {State.ZERO: Fill.ZERO, State.UNUSED: Fill.UNUSED, State.BAD: Fill.BAD}
+_MAX_GAP = 64 << 10
+_MAX_RUN = 4 << 20
+
+
+def probe(device: BlockDevice) -> bool:
+    """Tell whether the file starts like a native image."""
+    return device.size >= len(MAGIC) and device.pread(0, len(MAGIC)) == MAGIC
+
+
+def open_native(device: BlockDevice, name: str, cache: BlockCache) -> NativeLayer:
+    """Open an image: header and footer are read and proven, nothing else.
+
+    Raises:
+        IncompleteImageError, CorruptImageError, UnsupportedFeatureError
+    """
+    try:
+        header_bytes = device.pread(0, min(HEADER_SIZE, device.size))
+        header = unpack_header(header_bytes, name)
+        if device.size < HEADER_SIZE + FOOTER_SIZE:
+            raise IncompleteImageError(f"{name}: only {device.size} bytes, the backup never finished")
+        footer = unpack_footer(device.pread(device.size - FOOTER_SIZE, FOOTER_SIZE), device.size, name)
+        return NativeLayer(device, name, cache, header, footer, digest(header_bytes))
+    except BaseException:
+        device.close()
+        raise
+
+
+class NativeLayer:
+    """One opened native image. Any number of threads may call it at once. Source: docs/format.md."""
+
+    def __init__(
+        self,
+        device: BlockDevice,
+        name: str,
+        cache: BlockCache,
+        header: Header,
+        footer: Footer,
+        header_digest: bytes,
+    ) -> None:
+        self.name = name
+        self.header = header
+        self.footer = footer
+        self.geometry = Geometry(header.disk_size, header.block_size, header.page_bits)
+        self._device = device
+        self._cache = cache
+        self._id = header.image_id.bytes
+        self._check_footer(header_digest)
+        self.info = self._describe()
+
+    def _check_footer(self, header_digest: bytes) -> None:
+        footer, geometry = self.footer, self.geometry
+        top = unpack_record(footer.top, 0)
+        if footer.image_id != self.header.image_id or footer.header_digest != header_digest:
+            raise CorruptImageError(f"{self.name}: header and footer belong to different images")
+        if footer.height != geometry.height or footer.root != logical_root(
+            geometry, footer.top[RECORD_SIZE:]
+        ):
+            raise CorruptImageError(f"{self.name}: the footer contradicts the header")
+        if geometry.blocks and top.state != State.PAGE:
+            blocks, bits = geometry.blocks, geometry.page_bits
+            expected = top.state in _FILLS and uniform_digest(geometry.height - 1, blocks, bits, top.state)
+            if expected != footer.top[RECORD_SIZE:]:
+                raise CorruptImageError(f"{self.name}: the footer's top record is illegal")
+        table = footer.ancestors_offset, footer.ancestors_length
+        if (self.header.depth > 0) != (table != (0, 0)):
+            raise CorruptImageError(f"{self.name}: the ancestor table does not fit the chain")
+
+    def _describe(self) -> ImageInfo:
+        header, counts = self.header, self.footer.counts
+        has_parent = header.parent_id != NO_UUID
+        return ImageInfo(
+            format="mfi",
+            id=header.image_id,
+            set_id=header.set_id,
+            type=header.type,
+            number=header.number,
+            created_ns=header.created_ns,
+            disks=(DiskInfo(header.disk_size, header.block_size, header.sector_size),),
+            root=self.footer.root,
+            parent_id=header.parent_id if has_parent else None,
+            parent_root=header.parent_root if has_parent else None,
+            depth=header.depth,
+            stored_size=self.footer.file_size,
+            details={
+                **self._origin(),
+                "finished_ns": self.footer.finished_ns,
+                "data_blocks": counts.data_blocks,
+                "zero_blocks": counts.zero_blocks,
+                "unused_blocks": counts.unused_blocks,
+                "bad_blocks": counts.bad_blocks,
+                "raw_bytes": counts.raw_bytes,
+                "stored_bytes": counts.stored_bytes,
+            },
+        )
+
+    def _origin(self) -> Mapping[str, object]:
+        try:
+            return msgspec.json.decode(self.header.origin, type=dict[str, object])
+        except msgspec.DecodeError as error:
+            raise CorruptImageError(f"{self.name}: the ORIGIN record is not JSON: {error}") from error
+
+    def ancestors(self) -> tuple[Ancestor, ...]:
+        """See `ImageLayer.ancestors`."""
+        if not self.header.depth:
+            return ()
+        size = self.header.depth * (16 + ROOT_SIZE)
+        record = Record(b"", self.footer.ancestors_offset, self.footer.ancestors_length, 0, 0)
+        raw = self._read_frame(record, FrameKind.ANCESTORS, 0, size, "the ancestor table")
+        table = unpack_ancestors(raw)
+        if table[-1] != (self.header.parent_id, self.header.parent_root):
+            raise CorruptImageError(f"{self.name}: the ancestor table does not end with the parent")
+        return table
+
+    def page(self, record: Record, level: int, page: int, size: int) -> bytes:
+        """Return the proven raw bytes of an index page stored in this file, from the cache if there."""
+        return self._cache.get(
+            (self._id, record.offset),
+            lambda: self._read_frame(
+                record,
+                FrameKind.PAGE,
+                page_number(level, page),
+                size,
+                f"index page {page} of level {level}",
+            ),
+        )
+
+    def _read_frame(self, record: Record, kind: FrameKind, number: int, size: int, what: str) -> bytes:
+        where = f"{self.name}: {what} at file offset {record.offset} is damaged"
+        self._check_place(record.offset, record.length, where)
+        stored = self._device.pread(record.offset, record.length)
+        return self._decode(stored, kind, number, size, record.digest, where)
+
+    def _check_place(self, offset: int, length: int, where: str) -> None:
+        longest = self.header.block_size + (DIRECTORY_RECORD_SIZE << self.header.page_bits)
+        longest = FRAME_HEADER_SIZE + max(longest, self.header.depth * (16 + ROOT_SIZE))
+        if offset < HEADER_SIZE or length > longest or offset + length > self.footer.file_size - FOOTER_SIZE:
+            raise CorruptImageError(f"{where}: it would lie outside the file")
+
+    def _decode(
+        self, stored: bytes | memoryview, kind: FrameKind, number: int, size: int, expected: bytes, where: str
+    ) -> bytes:
+        """Prove and decode one frame; an empty ``expected`` digest trusts the frame's own."""
+        try:
+            header, payload = unpack_frame(stored)
+            if (header.kind, header.number, header.raw_length) != (kind, number, size):
+                raise CorruptImageError("another frame stands there")
+            if header.image_id != self._id or header.digest != (expected or header.digest):
+                raise CorruptImageError("a frame of other content stands there")
+            raw = decode(header.codec, payload, size)
+            if digest(raw) != header.digest:
+                raise CorruptImageError("the decoded bytes do not match their checksum")
+        except CorruptImageError as error:
+            raise CorruptImageError(f"{where}: {error}") from error
+        return raw
+
+    def pieces(self, disk: int, offset: int, size: int) -> Iterator[Piece]:
+        """See `ImageLayer.pieces`."""
+        if disk != 0:
+            raise CorruptImageError(f"{self.name}: has one disk, not {disk + 1}")
+        check_range(self.geometry.size, offset, size)
+        end = offset + size
+        while offset < end:
+            record, level, page = self._descend(offset // self.geometry.block_size)
+            span = self.geometry.span(level) * self.geometry.block_size
+            stop = min(end, (offset // span + 1) * span)
+            entry = unpack_record(record, 0)
+            if entry.state in _FILLS:
+                yield Piece(offset, stop - offset, _FILLS[State(entry.state)], 0)
+            elif entry.layer != self.header.depth:
+                self._check_layer(entry)
+                yield Piece(offset, stop - offset, Older(entry.layer), 0)
+            else:
+                raw = self.page(entry, 0, page, self.geometry.page_size(0, page))
+                yield from self._leaf_pieces(raw, page, offset, stop)
+            offset = stop
+
+    def _descend(self, block: int) -> tuple[bytes, int, int]:
+        """Follow own pages towards the leaf of ``block``.
+
+        Returns the deepest record that can be had here, the level of the page it stands in (so that
+        `Geometry.span` of it is what the record covers), and the number of the page it describes.
+        """
+        geometry, depth = self.geometry, self.header.depth
+        record = self.footer.top
+        for level in range(geometry.height - 1, -1, -1):
+            entry = unpack_record(record, 0)
+            page = block >> geometry.page_bits * (level + 1)
+            if entry.state != State.PAGE or entry.layer != depth or level == 0:
+                return record, level + 1, page
+            raw = self.page(entry, level, page, geometry.page_size(level, page))
+            below = block >> geometry.page_bits * level
+            position = (below - (page << geometry.page_bits)) * DIRECTORY_RECORD_SIZE
+            record = raw[position : position + DIRECTORY_RECORD_SIZE]
+        raise CorruptImageError(f"{self.name}: the index of an empty disk was asked for a block")
+
+    def _leaf_pieces(self, raw: bytes, page: int, offset: int, end: int) -> Iterator[Piece]:
+        geometry = self.geometry
+        first = page << geometry.page_bits
+        while offset < end:
+            block = offset // geometry.block_size
+            entry = unpack_record(raw, (block - first) * RECORD_SIZE)
+            start = block * geometry.block_size
+            raw_length = geometry.raw_length(block)
+            length = min(end, start + raw_length) - offset
+            if entry.state == State.DATA:
+                self._check_layer(entry)
+                ref = BlockRef(entry.layer, entry.offset, entry.length, block, raw_length, entry.digest)
+                yield Piece(offset, length, ref, offset - start)
+            elif entry.state in _FILLS:
+                yield Piece(offset, length, _FILLS[State(entry.state)], 0)
+            else:
+                raise CorruptImageError(f"{self.name}: the index has an illegal state for block {block}")
+            offset += length
+
+    def _check_layer(self, entry: Record) -> None:
+        if entry.state not in {State.DATA, State.PAGE} or entry.layer > self.header.depth:
+            raise CorruptImageError(f"{self.name}: the index has an illegal record")
+
+    def load(self, refs: Sequence[BlockRef]) -> tuple[bytes, ...]:
+        """See `ImageLayer.load`."""
+        blocks: list[bytes] = []
+        position = 0
+        while position < len(refs):
+            run = _run_length(refs, position)
+            blocks.extend(self._load_run(refs[position : position + run]))
+            position += run
+        return tuple(blocks)
+
+    def _load_run(self, refs: Sequence[BlockRef]) -> Iterator[bytes]:
+        for ref in refs:
+            self._check_place(ref.offset, ref.length, self._where(ref))
+        start = refs[0].offset
+        stored = memoryview(self._device.pread(start, refs[-1].offset + refs[-1].length - start))
+        for ref in refs:
+            frame = stored[ref.offset - start : ref.offset - start + ref.length]
+            yield self._decode(
+                frame, FrameKind.BLOCK, ref.block, ref.raw_length, ref.digest, self._where(ref)
+            )
+
+    def _where(self, ref: BlockRef) -> str:
+        return (
+            f"{self.name}: block {ref.block} (disk offset {ref.block * self.header.block_size}) "
+            f"at file offset {ref.offset} is damaged"
+        )
+
+    def frames(self) -> Iterator[tuple[int, FrameHeader]]:
+        """Yield (offset, header) of every intact frame by scanning the file, without the index.
+
+        This is how an image that lost its index is salvaged; it also finds frames after a damaged part.
+        """
+        return scan_frames(self._device, self._id)
+
+    def close(self) -> None:
+        """See `ImageLayer.close`."""
+        self._device.close()
+
+
+def resolved_index(tip: ImageLayer, layer: Callable[[int], ImageLayer]) -> ResolvedIndex:
+    """Return the whole index of a native point; ``layer`` opens its ancestors by depth.
+
+    Raises:
+        UnsupportedFeatureError: an image of the chain is of another format.
+    """
+
+    def native(depth: int) -> NativeLayer:
+        found = layer(depth)
+        if not isinstance(found, NativeLayer):
+            raise UnsupportedFeatureError(f"a chain cannot be continued on a {found.info.format} image")
+        return found
+
+    top = native(tip.info.depth)
+    return ResolvedIndex(top.geometry, top.footer.top, native)
+
+
+def _run_length(refs: Sequence[BlockRef], position: int) -> int:
+    """How many refs from ``position`` on can be read in one go."""
+    start, count = refs[position].offset, 1
+    while position + count < len(refs):
+        previous, current = refs[position + count - 1], refs[position + count]
+        gap = current.offset - previous.offset - previous.length
+        if not 0 <= gap <= _MAX_GAP or current.offset + current.length - start > _MAX_RUN:
+            break
+        count += 1
+    return count
+
+
+def scan_frames(device: BlockDevice, image_id: bytes) -> Iterator[tuple[int, FrameHeader]]:
+    """Yield (offset, header) of every intact frame of an image, from the file alone.
+
+    Damaged parts are stepped over by searching the next frame header of the same image.
+    """
+    from_offset = HEADER_SIZE
+    while from_offset + FRAME_HEADER_SIZE <= device.size:
+        header = _intact_frame(device, from_offset, image_id)
+        if header is None:
+            from_offset = _next_magic(device, from_offset + 1)
+            continue
+        yield from_offset, header
+        from_offset += FRAME_HEADER_SIZE + header.payload_length
+
+
+def _intact_frame(device: BlockDevice, offset: int, image_id: bytes) -> FrameHeader | None:
+    lengths = device.pread(offset, FRAME_HEADER_SIZE)
+    payload_length = int.from_bytes(lengths[8:12], "little")
+    if lengths[:4] != b"MFfr" or offset + FRAME_HEADER_SIZE + payload_length > device.size:
+        return None
+    try:
+        header, _ = unpack_frame(device.pread(offset, FRAME_HEADER_SIZE + payload_length))
+    except MountfsError:
+        return None
+    return header if header.image_id == image_id else None
+
+
+def _next_magic(device: BlockDevice, offset: int) -> int:
+    step = 1 << 20
+    while offset < device.size:
+        window = device.pread(offset, min(step, device.size - offset))
+        found = window.find(b"MFfr")
+        if found >= 0:
+            return offset + found
+        offset += max(1, len(window) - 3)
+    return device.size

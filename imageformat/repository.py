@@ -1,0 +1,253 @@
+"""Repositories, sets and points: what images there are, how they hang together, and how to name one.
+
+A repository is a folder of sets, a set is a folder of image files; a set, or one image file, can be
+opened alone. Files are found and judged by what they say of themselves, never by their names.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imageformat.cache import BlockCache
+from imageformat.catalog import CatalogEntry, Problem, Proof, decode_catalog, encode_catalog
+from imageformat.chain import Chain
+from imageformat.errors import (
+    ChainCycleError,
+    MountfsError,
+    NotFoundError,
+    ParentMismatchError,
+    ParentMissingError,
+)
+from imageformat.formats import image_formats, open_image
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from uuid import UUID
+
+    from imageformat.layer import Ancestor, ImageInfo, ImageLayer
+    from imageformat.storage import ObjectInfo, Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One image file of a set, as far as it can be known."""
+
+    set_name: str
+    key: str
+    """Of the file in its storage."""
+    size: int
+    info: ImageInfo | None
+    problem: Problem | None
+    """Why it cannot be used: its own file, or an ancestor; None when nothing is known to be wrong."""
+    proof: Proof | None = None
+
+    @property
+    def file_name(self) -> str:
+        """Name of the image file."""
+        return self.key.rsplit("/", 1)[-1]
+
+    @property
+    def state(self) -> str:
+        """``verified``, ``ok`` (opens, was not verified), ``damaged`` (was verified), or ``broken``."""
+        if self.problem is not None:
+            return "broken"
+        if self.proof is None:
+            return "ok"
+        return "damaged" if self.proof.damaged_blocks else "verified"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSet:
+    """The points of one source, oldest first; files that cannot be read come last."""
+
+    name: str
+    prefix: str
+    points: tuple[Point, ...]
+
+    def latest(self) -> Point | None:
+        """Return the newest point that nothing is known to be wrong with."""
+        return next((point for point in reversed(self.points) if point.problem is None), None)
+
+
+class Repository:
+    """The images below one place. Any number of threads may call it at once.
+
+    Opened image files are shared by all chains and closed with the repository. ``only_set`` limits it to
+    one folder; ``also`` is the key of a file that counts as an image whatever its suffix.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        only_set: str | None = None,
+        also: str | None = None,
+        capacity: int | None = None,
+    ) -> None:
+        self.storage = storage
+        self.cache = BlockCache() if capacity is None else BlockCache(capacity)
+        self._only_set = only_set
+        self._also = also
+        self._layers: dict[str, ImageLayer] = {}
+        self._sets: dict[str, ImageSet] = {}
+        self._lock = threading.RLock()
+
+    def sets(self) -> tuple[ImageSet, ...]:
+        """Look again and return every set that has at least one image file, in order of name."""
+        names = [self._only_set] if self._only_set is not None else list(self.storage.folders())
+        found = [self.image_set(name) for name in names]
+        return tuple(entry for entry in found if entry.points)
+
+    def image_set(self, name: str) -> ImageSet:
+        """Look again and return one set; without points when there is nothing."""
+        prefix = f"{name}/" if name else ""
+        known = decode_catalog(self.storage.load_cache(prefix))
+        suffixes = tuple(suffix for record in image_formats() for suffix in record.suffixes)
+        entries = []
+        for stored in self._objects(prefix):
+            if stored.key.endswith(suffixes) or stored.key == self._also:
+                entry = known.get(stored.key)
+                if entry is None or entry.fingerprint != stored.fingerprint:
+                    entry = self._examine(stored)
+                entries.append((stored, entry))
+        current = [entry for _, entry in entries]
+        if current != list(known.values()):
+            self.storage.save_cache(prefix, encode_catalog(current))
+        result = ImageSet(name, prefix, _order(name, entries))
+        with self._lock:
+            self._sets[name] = result
+        return result
+
+    def _objects(self, prefix: str) -> list[ObjectInfo]:
+        try:
+            return list(self.storage.objects(prefix))
+        except NotFoundError:
+            return []
+
+    def _examine(self, stored: ObjectInfo) -> CatalogEntry:
+        """Read what a file says of itself."""
+        try:
+            layer = open_image(self.storage.open(stored.key), stored.key, BlockCache(0))
+        except MountfsError as error:
+            return CatalogEntry(stored.key, stored.fingerprint, None, Problem.of(error))
+        info = layer.info
+        layer.close()
+        return CatalogEntry(stored.key, stored.fingerprint, info)
+
+    def record_proof(self, point: Point, proof: Proof) -> None:
+        """Remember the outcome of a verification, bound to the file as it is now."""
+        prefix = point.key[: -len(point.file_name)]
+        known = decode_catalog(self.storage.load_cache(prefix))
+        entry = known.get(point.key)
+        if entry is not None:
+            known[point.key] = CatalogEntry(entry.key, entry.fingerprint, entry.info, entry.problem, proof)
+            self.storage.save_cache(prefix, encode_catalog(list(known.values())))
+
+    def layer(self, point: Point) -> ImageLayer:
+        """Open the image file of a point, or return it when it is open already."""
+        with self._lock:
+            if point.key not in self._layers:
+                device = self.storage.open(point.key)
+                self._layers[point.key] = open_image(device, point.file_name, self.cache)
+            return self._layers[point.key]
+
+    def chain(self, point: Point) -> Chain:
+        """Open a point.
+
+        Raises:
+            ImageError, ChainError: the file or one of its ancestors is damaged, missing or replaced.
+        """
+        if point.problem is not None:
+            raise point.problem.to_error()
+        return Chain(self.layer(point), lambda ancestor: self._find(point.set_name, ancestor))
+
+    def _find(self, set_name: str, ancestor: Ancestor) -> ImageLayer:
+        image_set = self._sets.get(set_name) or self.image_set(set_name)
+        for point in image_set.points:
+            if point.info is not None and point.info.id == ancestor.id:
+                return self.layer(point)
+        raise ParentMissingError(f"set {set_name}: image {ancestor.id} is missing; put its file back")
+
+    def close(self) -> None:
+        """Close every image file and the storage; idempotent."""
+        with self._lock:
+            for layer in self._layers.values():
+                layer.close()
+            self._layers.clear()
+        self.storage.close()
+
+
+def _order(set_name: str, entries: Sequence[tuple[ObjectInfo, CatalogEntry]]) -> tuple[Point, ...]:
+    infos = [entry.info for _, entry in entries if entry.info is not None]
+    problems = chain_problems(infos)
+    points = [
+        Point(
+            set_name,
+            entry.key,
+            stored.size,
+            entry.info,
+            entry.problem or (problems.get(entry.info.id) if entry.info else None),
+            entry.proof,
+        )
+        for stored, entry in entries
+    ]
+    return tuple(sorted(points, key=_point_order))
+
+
+def _point_order(point: Point) -> tuple[bool, int, int, str]:
+    if point.info is None:
+        return True, 0, 0, point.key
+    return False, point.info.number, point.info.created_ns, point.key
+
+
+def chain_problems(infos: Sequence[ImageInfo]) -> Mapping[UUID, Problem]:
+    """Return what is wrong with each image's ancestry, from what the images say of themselves.
+
+    Pure. An image is missing here when its whole line of ancestors is there, with the roots that the
+    children were built on.
+    """
+    by_id = {info.id: info for info in infos}
+    verdicts: dict[UUID, Problem | None] = {}
+    for info in infos:
+        _judge(info, by_id, verdicts)
+    return {image_id: problem for image_id, problem in verdicts.items() if problem is not None}
+
+
+def _judge(info: ImageInfo, by_id: Mapping[UUID, ImageInfo], verdicts: dict[UUID, Problem | None]) -> None:
+    """Walk from an image to the first ancestor whose verdict is known, then hand the verdict back."""
+    line: list[ImageInfo] = []
+    on_line: set[UUID] = set()
+    current: ImageInfo | None = info
+    error: MountfsError | None = None
+    while current is not None and current.id not in verdicts:
+        if current.id in on_line:
+            error = ChainCycleError(f"point {current.number}: is its own ancestor; its set was tampered with")
+            break
+        line.append(current)
+        on_line.add(current.id)
+        if current.parent_id is None:
+            break
+        parent = by_id.get(current.parent_id)
+        error = _link_error(current, parent)
+        if error is not None:
+            break
+        current = parent
+    verdict = Problem.of(error) if error is not None else verdicts.get(current.id) if current else None
+    for image in reversed(line):
+        verdicts[image.id] = verdict
+
+
+def _link_error(child: ImageInfo, parent: ImageInfo | None) -> MountfsError | None:
+    if parent is None:
+        return ParentMissingError(
+            f"point {child.number}: its parent image {child.parent_id} is missing; put its file back"
+        )
+    if parent.root != child.parent_root or parent.set_id != child.set_id:
+        return ParentMismatchError(
+            f"point {child.number}: its parent (point {parent.number}) was replaced by other content"
+        )
+    if parent.depth != child.depth - 1 and parent.parent_id != child.id:
+        return ParentMismatchError(f"point {child.number}: its parent stands at another place of the chain")
+    return None

@@ -1,0 +1,195 @@
+"""Naming images: ``PATH`` or ``PATH@POINT``, where PATH is an image file, a set, or a repository.
+
+POINT is a number (``3``), the first digits of an id (``9f31c2ab``), a time (the newest point at or
+before it), or ``latest``. Without POINT a set means its latest point.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imageformat.errors import AmbiguousNameError, NotFoundError, UsageError
+from imageformat.formats import image_formats
+from imageformat.repository import ImageSet, Point, Repository
+from imageformat.storage.local import LocalStorage, read_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+LATEST = "latest"
+_NUMBER = re.compile(r"\d{1,6}")
+_ID = re.compile(r"[0-9a-fA-F-]{4,36}")
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a name points: a repository, one of its sets, or one file of a set."""
+
+    repository: Repository
+    set_name: str | None
+    """None: the whole repository."""
+    key: str | None
+    """The image file that was named; None: all of the set."""
+
+    def sets(self) -> tuple[ImageSet, ...]:
+        """Return the sets that were named; never empty.
+
+        Raises:
+            NotFoundError: there is no image at that place.
+        """
+        found = self.repository.sets()
+        if not found:
+            raise NotFoundError(f"{self.repository.storage.url}: there are no images here")
+        return found
+
+    def points(self) -> tuple[Point, ...]:
+        """Return every point that was named."""
+        every = [point for image_set in self.sets() for point in image_set.points]
+        return tuple(point for point in every if self.key in {None, point.key})
+
+    def point(self, selector: str | None = None) -> Point:
+        """Return the one point that was named; ``latest`` when a set was.
+
+        Raises:
+            NotFoundError, AmbiguousNameError
+        """
+        if self.key is not None:
+            if selector is not None:
+                raise UsageError(f"{self.key} is one image; a point can only be chosen from a set")
+            return self.points()[0]
+        sets = self.sets()
+        if len(sets) > 1:
+            names = ", ".join(entry.name for entry in sets)
+            raise AmbiguousNameError(f"there are several sets here; name one of them: {names}")
+        return select_point(sets[0], selector or LATEST)
+
+
+def open_location(path: str, *, capacity: int | None = None) -> Location:
+    """Find out what ``path`` is and open it; the caller closes the repository.
+
+    Raises:
+        NotFoundError, AccessDeniedError
+    """
+    place = Path(path)
+    try:
+        place = place.resolve(strict=True)
+    except OSError as error:
+        raise read_error(error, place) from error
+    if not place.is_dir():
+        return _open_file(place, capacity)
+    if _holds_images(place):
+        repository = Repository(LocalStorage(place.parent), only_set=place.name, capacity=capacity)
+        return Location(repository, place.name, None)
+    return Location(Repository(LocalStorage(place), capacity=capacity), None, None)
+
+
+def _open_file(place: Path, capacity: int | None) -> Location:
+    folder, key = place.parent, f"{place.parent.name}/{place.name}"
+    storage = LocalStorage(folder.parent)
+    return Location(Repository(storage, only_set=folder.name, also=key, capacity=capacity), folder.name, key)
+
+
+def _suffixes() -> tuple[str, ...]:
+    return tuple(suffix for record in image_formats() for suffix in record.suffixes)
+
+
+def _holds_images(folder: Path) -> bool:
+    try:
+        return any(path.name.endswith(_suffixes()) and path.is_file() for path in folder.iterdir())
+    except OSError as error:
+        raise read_error(error, folder) from error
+
+
+@contextlib.contextmanager
+def opened_location(path: str, *, capacity: int | None = None) -> Iterator[Location]:
+    """`open_location` as a context that closes the repository."""
+    location = open_location(path, capacity=capacity)
+    try:
+        yield location
+    finally:
+        location.repository.close()
+
+
+def split_selector(text: str, exists: Callable[[str], bool]) -> tuple[str, str | None]:
+    """Split ``PATH@POINT``. A path that exists as it stands is never split."""
+    if exists(text) or "@" not in text:
+        return text, None
+    path, _, selector = text.rpartition("@")
+    return path, selector
+
+
+def split_image_path(text: str, exists: Callable[[str], bool]) -> tuple[str, str | None, str | None]:
+    """Split ``PATH[@POINT][:INNER]`` into path, point and path inside the image.
+
+    The first colon whose left side names something that exists divides, so that colons in file names, in
+    times and behind drive letters do no harm.
+    """
+    positions = [match.start() for match in re.finditer(":", text)] + [len(text)]
+    for position in positions:
+        path, selector = split_selector(text[:position], exists)
+        if not exists(path):
+            continue
+        if selector is not None and _is_partial_time(selector, text[position:]):
+            continue
+        inner = text[position + 1 :] if position < len(text) else None
+        return path, selector, inner
+    return text.partition(":")[0], None, text.partition(":")[2] if ":" in text else None
+
+
+def _is_partial_time(selector: str, rest: str) -> bool:
+    """Tell whether the colon belongs to a time such as ``2026-11-20T12:00``."""
+    return re.search(r"T\d\d(:\d\d)?$", selector) is not None and re.match(r":\d\d", rest) is not None
+
+
+def select_point(image_set: ImageSet, selector: str) -> Point:
+    """Return the point of a set that ``selector`` names.
+
+    Raises:
+        NotFoundError: none; AmbiguousNameError: several.
+    """
+    points = image_set.points
+    if selector == LATEST:
+        latest = image_set.latest() or next((point for point in reversed(points)), None)
+        if latest is None:
+            raise NotFoundError(f"set {image_set.name} has no points")
+        return latest
+    if _NUMBER.fullmatch(selector):
+        found = [point for point in points if point.info and point.info.number == int(selector)]
+        return _only(found, f"set {image_set.name} has no point number {int(selector)}", selector)
+    if _ID.fullmatch(selector) and not _looks_like_time(selector):
+        wanted = selector.replace("-", "").lower()
+        found = [point for point in points if point.info and point.info.id.hex.startswith(wanted)]
+        return _only(found, f"set {image_set.name} has no point with id {selector}", selector)
+    return point_at(image_set, selector)
+
+
+def _looks_like_time(text: str) -> bool:
+    return re.match(r"\d{4}-\d\d-\d\d", text) is not None
+
+
+def _only(found: Sequence[Point], missing: str, selector: str) -> Point:
+    if not found:
+        raise NotFoundError(missing)
+    if len(found) > 1:
+        raise AmbiguousNameError(f"{selector} fits {len(found)} points; use more digits of the id")
+    return found[0]
+
+
+def point_at(image_set: ImageSet, when: str) -> Point:
+    """Return the newest point at or before a time; local time unless it states a zone."""
+    try:
+        moment = datetime.fromisoformat(when).astimezone()
+    except ValueError as error:
+        raise UsageError(
+            f"'{when}' names no point: use a number, an id, a time such as 2026-11-20T12:00, or latest"
+        ) from error
+    limit_ns = int(moment.timestamp()) * 1_000_000_000 + 999_999_999
+    found = [point for point in image_set.points if point.info and point.info.created_ns <= limit_ns]
+    if not found:
+        raise NotFoundError(f"set {image_set.name} has no point at or before {when}")
+    return max(found, key=lambda point: point.info.created_ns if point.info else 0)
