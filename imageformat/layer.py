@@ -147,6 +147,13 @@ class ImageLayer(Protocol):
         """
         ...
 
+    def prove(self) -> Iterator[str]:
+        """Check what this file's own index says against itself and the root; yield what is wrong.
+
+        Reads the index, not the blocks. Does not stop at the first error.
+        """
+        ...
+
     def close(self) -> None:
         """Release the file; idempotent."""
         ...

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from engine.backup import BackupOptions, backup
+from imageformat.chain import Chain
 from imageformat.device import MemoryDevice
 from imageformat.extent import Extent, ExtentKind
 from imageformat.formats.native.reader import resolved_index
@@ -28,7 +31,7 @@ class DiskSource(MemoryDevice):
         self.sector_size = sector_size
         self._holes = holes
 
-    def extents(self, offset: int, size: int):
+    def extents(self, offset: int, size: int) -> Iterator[Extent]:
         if not self._holes:
             yield from super().extents(offset, size)
             return
@@ -87,9 +90,21 @@ def apply(disk: bytearray, step: Step) -> None:
         disk[start:stop] = pattern
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(first=sizes, plan=steps, sector=st.sampled_from([512, 4096]), data=st.data())
-def test_every_point_equals_the_oracle(first: int, plan: list[Step], sector: int, data) -> None:
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(
+    first=1,
+    plan=[
+        Step(ImageType.FULL, None, [(0.0, 1, 1)]),
+        Step(ImageType.INCREMENTAL, BLOCK + 1, [(0.0, 1, 0)], holes=False),
+        Step(ImageType.INCREMENTAL, 1, [(0.0, 1, 3)], holes=True),
+        Step(ImageType.DIFFERENTIAL, 257 * BLOCK, [], holes=True),
+    ],
+    sector=512,
+    seed=7,
+)
+@given(first=sizes, plan=steps, sector=st.sampled_from([512, 4096]), seed=st.integers(0, 99))
+def test_every_point_equals_the_oracle(first: int, plan: list[Step], sector: int, seed: int) -> None:
+    chance = random.Random(seed)
     repository = Repository(MemoryStorage())
     disk, oracle = bytearray(first), {}
     for number, step in enumerate(plan, start=1):
@@ -119,8 +134,8 @@ def test_every_point_equals_the_oracle(first: int, plan: list[Step], sector: int
         assert view.size == len(content)
         assert view.pread(0, view.size) == content
         for _ in range(5):
-            start = data.draw(st.integers(0, len(content)))
-            length = data.draw(st.integers(0, min(len(content) - start, 5 * BLOCK)))
+            start = chance.randint(0, len(content))
+            length = chance.randint(0, min(len(content) - start, 5 * BLOCK))
             assert view.pread(start, length) == content[start : start + length]
         at = 0
         for extent in view.extents(0, view.size):
@@ -135,7 +150,7 @@ def test_every_point_equals_the_oracle(first: int, plan: list[Step], sector: int
     read_ahead.close()
 
 
-def compare_indexes(chain) -> None:
+def compare_indexes(chain: Chain) -> None:
     """The two ways through the index, own pages per layer and the resolved tree, agree."""
     index = resolved_index(chain.layer(chain.depth), chain.layer)
     states = {1: "data", 2: Fill.ZERO, 3: Fill.UNUSED, 4: Fill.BAD}
@@ -158,9 +173,7 @@ def test_an_unchanged_disk_stores_nothing(size: int) -> None:
     content = bytes(index * 7 % 256 for index in range(size))
     options = BackupOptions(block_size=BLOCK)
     for _ in range(3):
-        last = backup(
-            DiskSource(content, 512, holes=False), repository, "s", options, origin={"source": "x"}
-        )
+        last = backup(DiskSource(content, 512, holes=False), repository, "s", options, origin={"source": "x"})
     assert last.changed_blocks == 0
     assert last.info.details["data_blocks"] == 0
     assert last.info.stored_size < 8192

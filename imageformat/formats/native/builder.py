@@ -69,8 +69,9 @@ class IndexBuilder:
             level = self._widest(end)
             covered = self._covered(level)
             if level == 0:
-                same = self._parent_block_state() == state
-                record = self._parent_block() if same else fill_record(state, self._depth)
+                record = self._parent_record() or b""
+                same = bool(record) and unpack_record(record, 0).state == state
+                record = record if same else fill_record(state, self._depth)
             else:
                 logical = uniform_digest(level - 1, covered, self._geometry.page_bits, state)
                 record = self._parent_page(level) or b""
@@ -138,18 +139,19 @@ class IndexBuilder:
         same_tail = geometry.raw_length(last) == self._geometry.raw_length(last)
         return record if same_tail or unpack_record(record, 0).state in _FILLS else None
 
-    def _parent_block_state(self) -> int:
-        if self._parent is None or self._cursor >= self._parent.geometry.blocks:
-            return 0
-        return unpack_record(self._parent_block(), 0).state
+    def _parent_record(self) -> bytes | None:
+        """Return the parent's record of the block at the cursor, whatever its length was."""
+        block, bits = self._cursor, self._geometry.page_bits
+        if self._parent is None or block >= self._parent.geometry.blocks:
+            return None
+        position = (block & (1 << bits) - 1) * RECORD_SIZE
+        return self._parent.leaf(block >> bits)[position : position + RECORD_SIZE]
 
     def _parent_block(self) -> bytes:
-        block = self._cursor
-        if self._parent is None or block >= self._parent.geometry.blocks:
+        """Return the parent's record of the block at the cursor, which must still hold."""
+        block, record = self._cursor, self._parent_record()
+        if self._parent is None or record is None:
             raise ValueError(f"block {block} was never described and there is no parent to inherit it from")
-        bits = self._geometry.page_bits
-        position = (block & (1 << bits) - 1) * RECORD_SIZE
-        record = self._parent.leaf(block >> bits)[position : position + RECORD_SIZE]
         resized = self._parent.geometry.raw_length(block) != self._geometry.raw_length(block)
         if resized and unpack_record(record, 0).state == State.DATA:
             raise ValueError(f"block {block} changed its length and was not described")

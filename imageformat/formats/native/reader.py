@@ -14,7 +14,15 @@ from imageformat.errors import (
     MountfsError,
     UnsupportedFeatureError,
 )
-from imageformat.formats.native.index import Geometry, ResolvedIndex, logical_root, uniform_digest
+from imageformat.formats.native.index import (
+    Geometry,
+    ResolvedIndex,
+    check_page,
+    directory_digest,
+    leaf_digest,
+    logical_root,
+    uniform_digest,
+)
 from imageformat.formats.native.structs import (
     DIRECTORY_RECORD_SIZE,
     FOOTER_SIZE,
@@ -291,6 +299,30 @@ class NativeLayer:
             f"{self.name}: block {ref.block} (disk offset {ref.block * self.header.block_size}) "
             f"at file offset {ref.offset} is damaged"
         )
+
+    def prove(self) -> Iterator[str]:
+        """See `ImageLayer.prove`: every own page, its records and its logical digest."""
+        pending = [(self.footer.top, self.geometry.height - 1, 0)] if self.geometry.blocks else []
+        while pending:
+            record, level, page = pending.pop()
+            entry = unpack_record(record, 0)
+            if entry.state != State.PAGE or entry.layer != self.header.depth:
+                continue
+            try:
+                raw = self.page(entry, level, page, self.geometry.page_size(level, page))
+                check_page(raw, level, self.header.depth, self.name)
+            except CorruptImageError as error:
+                yield str(error)
+                continue
+            logical = directory_digest(raw) if level else leaf_digest(raw)
+            if logical != record[RECORD_SIZE:]:
+                yield f"{self.name}: index page {page} of level {level} is not what the root names"
+            if level:
+                first = page << self.geometry.page_bits
+                pending.extend(
+                    (raw[at : at + DIRECTORY_RECORD_SIZE], level - 1, first + at // DIRECTORY_RECORD_SIZE)
+                    for at in range(0, len(raw), DIRECTORY_RECORD_SIZE)
+                )
 
     def frames(self) -> Iterator[tuple[int, FrameHeader]]:
         """Yield (offset, header) of every intact frame by scanning the file, without the index.

@@ -1,0 +1,138 @@
+"""Restoring a point to a disk, a partition or a file, byte for byte.
+
+The first mebibyte, with boot sector and partition table, is written last: a restore that was interrupted
+never looks bootable. Only what was proven is written; one damaged block ends the restore.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import xxhash
+
+from engine.pipeline import default_threads, ordered_map
+from imageformat.errors import TargetTooSmallError, VerificationError
+from imageformat.extent import Extent, ExtentKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+    from imageformat.device import BlockDevice, WritableDevice
+
+HEAD = 1 << 20
+"""Written last."""
+_STEP = 1 << 20
+
+
+class RestoreProgress(NamedTuple):
+    """How far a restore is, in bytes of the disk."""
+
+    label: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult:
+    """A finished restore."""
+
+    size: int
+    written: int
+    """Bytes of data; the rest was made to read as zeros."""
+    verified: bool
+    seconds: float
+
+
+def restore(
+    view: BlockDevice,
+    target: WritableDevice,
+    *,
+    threads: int = 0,
+    check: bool = False,
+    report: Callable[[RestoreProgress], None] = lambda _: None,
+) -> RestoreResult:
+    """Make the first ``view.size`` bytes of ``target`` equal to ``view``, and flush.
+
+    With ``check``, everything is read back from the target and compared.
+
+    Raises:
+        TargetTooSmallError: before anything is written.
+        CorruptImageError, UnreadableBlockError: the image cannot prove a block.
+        DestinationError: the target failed.
+        VerificationError: the target does not give back what was written.
+    """
+    if target.size < view.size:
+        raise TargetTooSmallError(
+            f"the target has {target.size} bytes, the disk in the image {view.size}; use a larger one"
+        )
+    started = time.monotonic()
+    written = done = 0
+    with contextlib.closing(_proven(view, threads, _body_then_head(view.size))) as pieces:
+        for extent, data in pieces:
+            if data is None:
+                target.zero(extent.offset, extent.length)
+            else:
+                target.pwrite(extent.offset, data)
+                written += len(data)
+            done += extent.length
+            report(RestoreProgress("restore", done, view.size))
+    target.flush()
+    if check:
+        compare(view, target, threads=threads, report=report)
+    return RestoreResult(view.size, written, check, time.monotonic() - started)
+
+
+def _body_then_head(size: int) -> tuple[tuple[int, int], ...]:
+    head = min(HEAD, size)
+    return (head, size - head), (0, head)
+
+
+def _proven(
+    view: BlockDevice, threads: int, ranges: tuple[tuple[int, int], ...]
+) -> Generator[tuple[Extent, bytes | None]]:
+    """Yield (extent, bytes), with None for what reads as zeros; decoded in parallel, in order."""
+
+    def jobs() -> Iterator[Extent]:
+        for offset, size in ranges:
+            for extent in view.extents(offset, size):
+                stored = extent.kind in {ExtentKind.DATA, ExtentKind.BAD}
+                step = _STEP if stored else extent.length
+                for start in range(extent.offset, extent.end, step):
+                    yield Extent(start, min(step, extent.end - start), extent.kind)
+
+    def work(extent: Extent) -> tuple[Extent, bytes | None]:
+        if extent.kind in {ExtentKind.ZERO, ExtentKind.UNUSED}:
+            return extent, None
+        return extent, view.pread(extent.offset, extent.length)
+
+    return ordered_map(work, jobs(), threads=threads or default_threads())
+
+
+def compare(
+    view: BlockDevice,
+    target: BlockDevice,
+    *,
+    threads: int = 0,
+    report: Callable[[RestoreProgress], None] = lambda _: None,
+) -> None:
+    """Read everything back from ``target`` and compare it with ``view``.
+
+    Raises:
+        VerificationError: names the first range that differs.
+    """
+    done = 0
+    with contextlib.closing(_proven(view, threads, ((0, view.size),))) as pieces:
+        for extent, data in pieces:
+            for start in range(extent.offset, extent.end, _STEP):
+                length = min(_STEP, extent.end - start)
+                got = target.pread(start, length)
+                expected = bytes(length) if data is None else data
+                if xxhash.xxh3_128_digest(got) != xxhash.xxh3_128_digest(expected):
+                    raise VerificationError(
+                        f"the target gives back other bytes at offset {start}: it is failing; do not use it"
+                    )
+            done += extent.length
+            report(RestoreProgress("compare", done, view.size))
