@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.pipeline import default_threads, ordered_map
@@ -95,15 +96,8 @@ def verify(
     total = sum(point.size for point in points)
     done = 0
     for point in points:
-        base = done
-        outcome = verify_file(
-            repository,
-            point,
-            threads=threads,
-            advance=lambda stored, point=point, base=base: report(
-                VerifyProgress(point, base + stored, total)
-            ),
-        )
+        advance = partial(_advance, report, point, done, total)
+        outcome = verify_file(repository, point, threads=threads, advance=advance)
         done += point.size
         report(VerifyProgress(point, done, total))
         if point.info is not None:
