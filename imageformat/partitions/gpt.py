@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from imageformat.device import BlockDevice
 
 _SIGNATURE = b"EFI PART"
-_HEADER = struct.Struct("<8s4sIII4xQQQQ16sQIII")
+_HEADER = struct.Struct("<8s4sII4xQQQQ16sQIII")
 _ENTRY = struct.Struct("<16s16sQQQ72s")
 _ENTRY_SIZES = frozenset({128, 256, 512, 1024, 2048, 4096})
 _MAX_ENTRIES = 1024
@@ -103,7 +103,7 @@ def _pair(device: BlockDevice, sector_size: int) -> _Pair:
     if backup is None:
         damaged = _pread(device, sector_size, _HEADER.size)
         if damaged is not None and damaged.startswith(_SIGNATURE):
-            backup = _header(device, sector_size, _HEADER.unpack(damaged)[6])
+            backup = _header(device, sector_size, _HEADER.unpack(damaged)[5])
     return _Pair(sector_size, None, backup)
 
 
@@ -117,7 +117,6 @@ def _header(device: BlockDevice, sector_size: int, sector: int) -> _Header | Non
         _,
         length,
         crc,
-        _,
         own,
         alternate,
         first_usable,
