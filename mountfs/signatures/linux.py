@@ -1,0 +1,145 @@
+"""Superblocks of Linux file systems, and swap.
+
+Layouts from the kernel's documentation of each on-disk format; the choice between ext2, ext3 and ext4
+by features is the one that libblkid prints.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mountfs.signatures.window import Signature, is_power_of_two
+from mountfs.tree import FileSystemInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mountfs.signatures.window import Window
+
+_EXT = 1024
+_EXT2_INCOMPAT = 0x02 | 0x10
+_EXT3_INCOMPAT = _EXT2_INCOMPAT | 0x04
+_EXT3_RO_COMPAT = 0x01 | 0x02 | 0x04
+_EXT_RECOVER = 0x04
+_EXT_JOURNAL_DEVICE = 0x08
+_BTRFS = 65536
+_F2FS = 1024
+_EROFS = 1024
+_JFS = 32768
+_SWAP = 1024
+_PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
+_HIBERNATED = (b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB0001")
+_DIRTY = "dirty: the journal was not replayed"
+
+
+def _ext(window: Window) -> FileSystemInfo | None:
+    if window.number(_EXT + 24, "<I") > 6 or not window.number(_EXT + 40, "<I"):
+        return None
+    compat, incompat, ro_compat = (window.number(_EXT + at, "<I") for at in (92, 96, 100))
+    if incompat & _EXT_JOURNAL_DEVICE:
+        kind = "jbd"
+    elif incompat & ~_EXT3_INCOMPAT or ro_compat & ~_EXT3_RO_COMPAT:
+        kind = "ext4"
+    elif compat & 0x04:
+        kind = "ext3"
+    else:
+        kind = "ext2" if not incompat & _EXT_RECOVER else "ext4"
+    state = window.number(_EXT + 58, "<H")
+    notes = [_DIRTY] if incompat & _EXT_RECOVER else []
+    if state & 0x02:
+        notes.append("the file system was marked as having errors")
+    elif not notes and not state & 0x01 and kind != "jbd":
+        notes.append("dirty: not cleanly unmounted")
+    return FileSystemInfo(kind, window.text(_EXT + 120, 16), window.uuid(_EXT + 104), "; ".join(notes))
+
+
+def _xfs(window: Window) -> FileSystemInfo | None:
+    block_size, sector_size = window.number(4, ">I"), window.number(102, ">H")
+    if not (is_power_of_two(block_size) and is_power_of_two(sector_size)):
+        return None
+    return FileSystemInfo("xfs", window.text(108, 12), window.uuid(32))
+
+
+def _btrfs(window: Window) -> FileSystemInfo | None:
+    devices = window.number(_BTRFS + 0x88, "<Q")
+    note = f"one of {devices} devices" if devices > 1 else ""
+    return FileSystemInfo("btrfs", window.text(_BTRFS + 0x12B, 256), window.uuid(_BTRFS + 32), note)
+
+
+def _f2fs(window: Window) -> FileSystemInfo | None:
+    if (window.number(_F2FS + 4, "<H"), window.number(_F2FS + 6, "<H")) == (1, 0):
+        return FileSystemInfo("f2fs")
+    label = window.text(_F2FS + 124, 1024, "utf-16-le")
+    return FileSystemInfo("f2fs", label, window.uuid(_F2FS + 108))
+
+
+def _reiserfs(window: Window) -> FileSystemInfo | None:
+    start = next(start for start in (65536, 8192) if window.has(start + 52, b"ReIsEr"))
+    blocks = window.number(start + 44, "<H")
+    if not is_power_of_two(blocks):
+        return None
+    if window.has(start + 52, b"ReIsErFs"):
+        return FileSystemInfo("reiserfs")
+    return FileSystemInfo("reiserfs", window.text(start + 100, 16), window.uuid(start + 84))
+
+
+def _swap(window: Window) -> FileSystemInfo | None:
+    for page_size in _PAGE_SIZES:
+        if any(window.has(page_size - 10, magic[:10]) for magic in _HIBERNATED):
+            note = "holds the memory of a hibernated system"
+            break
+        if window.has(page_size - 10, b"SWAPSPACE2") or window.has(page_size - 10, b"SWAP-SPACE"):
+            note = ""
+            break
+    else:
+        return None
+    if window.has(page_size - 10, b"SWAP-SPACE"):
+        return FileSystemInfo("swap")
+    if not note and (window.number(_SWAP, "<I") != 1 or not window.number(_SWAP + 4, "<I")):
+        return None
+    return FileSystemInfo("swap", window.text(_SWAP + 28, 16), window.uuid(_SWAP + 12), note)
+
+
+def _fixed(
+    kind: str, *, uuid: int | None = None, label: tuple[int, int] | None = None
+) -> Callable[[Window], FileSystemInfo | None]:
+    """Describe a kind whose label and uuid stand at fixed places."""
+
+    def describe(window: Window) -> FileSystemInfo | None:
+        return FileSystemInfo(
+            kind,
+            window.text(*label) if label is not None else "",
+            window.uuid(uuid) if uuid is not None else "",
+        )
+
+    return describe
+
+
+def _squashfs(window: Window) -> FileSystemInfo | None:
+    big_endian = window.has(0, b"sqsh")
+    major = window.number(28, ">H" if big_endian else "<H")
+    if not 1 <= major <= 4:
+        return None
+    return FileSystemInfo("squashfs" if major == 4 else "squashfs3")
+
+
+SIGNATURES = (
+    Signature(
+        tuple(
+            (page_size - 10, magic)
+            for page_size in _PAGE_SIZES
+            for magic in (b"SWAPSPACE2", b"SWAP-SPACE", *_HIBERNATED)
+        ),
+        _swap,
+    ),
+    Signature(((0, b"XFSB"),), _xfs),
+    Signature(((_EXT + 56, b"\x53\xef"),), _ext),
+    Signature(tuple((start + 52, b"ReIsEr") for start in (65536, 8192)), _reiserfs),
+    Signature(((_JFS, b"JFS1"),), _fixed("jfs", uuid=_JFS + 136, label=(_JFS + 152, 16))),
+    Signature(((0, b"hsqs"), (0, b"sqsh")), _squashfs),
+    Signature(((0, b"\x45\x3d\xcd\x28"), (0, b"\x28\xcd\x3d\x45")), _fixed("cramfs", label=(48, 16))),
+    Signature(((_BTRFS + 64, b"_BHRfS_M"),), _btrfs),
+    Signature(((_F2FS, b"\x10\x20\xf5\xf2"),), _f2fs),
+    Signature(((_EROFS, b"\xe2\xe1\xf5\xe0"),), _fixed("erofs", uuid=_EROFS + 48, label=(_EROFS + 64, 16))),
+    Signature(((65536, b"\x01\x16\x19\x70"),), _fixed("gfs2", uuid=65536 + 256)),
+)
