@@ -327,13 +327,16 @@ def _open_part(part: Path) -> int:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         status = os.fstat(fd)
-        if not part.exists() or file_identity(part.lstat()) != file_identity(status):
+        if file_identity(part.lstat()) != file_identity(status):
             raise TargetInUseError(f"another restore was writing {part}; start again")
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             raise DestinationError(f"{part} is not a file of this program; remove it")
     except BlockingIOError as error:
         os.close(fd)
         raise TargetInUseError(f"another restore is writing {part}") from error
+    except OSError as error:
+        os.close(fd)
+        raise _open_failure(str(part), error) from error
     except MountfsError:
         os.close(fd)
         raise
