@@ -35,16 +35,18 @@ class Hardware:
 
 
 def device_number(path: str, roots: SystemRoots = LOCAL) -> str | None:
-    """Number of the block device at ``path`` (symlinks followed), or None when it is none."""
-    try:
-        status = Path(path).stat()
-    except OSError:
-        return None
-    if stat.S_ISBLK(status.st_mode):
-        return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    """Number of the block device at ``path`` (symlinks followed), or None when it is none.
+
+    A device that has no file, as in a container, is found by its name.
+    """
     name = Path(path)
-    if roots.dev in name.parents:
-        return attribute(roots.sys / "class" / "block" / name.resolve().name, "dev") or None
+    try:
+        status = name.stat()
+        if stat.S_ISBLK(status.st_mode):
+            return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    except OSError:
+        if roots.dev in name.parents:
+            return attribute(roots.sys / "class" / "block" / name.name, "dev") or None
     return None
 
 

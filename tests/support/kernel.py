@@ -64,17 +64,31 @@ def kernel_mount(
     require_root()
     folder = Path(tempfile.mkdtemp(prefix="mnt-"))
     try:
-        given = ",".join(("ro" if read_only else "rw", *options))
-        if file_system == "ntfs-3g":
-            run("ntfs-3g", "-o", given, device, folder)
-        else:
-            run("mount", "-t", file_system, "-o", given, device, folder)
-        try:
+        with mounted_at(device, folder, file_system, read_only=read_only, options=options):
             yield folder
-        finally:
-            _unmount(folder)
     finally:
         folder.rmdir()
+
+
+@contextlib.contextmanager
+def mounted_at(
+    device: str,
+    folder: Path,
+    file_system: str = "ext4",
+    *,
+    read_only: bool = True,
+    options: tuple[str, ...] = (),
+) -> Iterator[None]:
+    """Mount a device over an existing folder."""
+    given = ",".join(("ro" if read_only else "rw", *options))
+    if file_system == "ntfs-3g":
+        run("ntfs-3g", "-o", given, device, folder)
+    else:
+        run("mount", "-t", file_system, "-o", given, device, folder)
+    try:
+        yield
+    finally:
+        _unmount(folder)
 
 
 def _unmount(folder: Path) -> None:
