@@ -1,0 +1,232 @@
+"""May this target be overwritten? Facts are collected once, then judged by a pure function.
+
+A person sees the same facts before agreeing, and `engine.devices.target.open_target` compares them with
+what it opened, because the name of a disk can move to another disk in between.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from engine.devices import sysfs
+from engine.devices.backing import Backing, BackingWalk, identify
+from engine.devices.inventory import mounted_at
+from engine.devices.mountinfo import swap_areas
+from engine.devices.sysfs import LOCAL, SystemRoots
+from imageformat.errors import (
+    AccessDeniedError,
+    DestinationError,
+    DestinationReadOnlyError,
+    NotFoundError,
+    TargetHoldsImageError,
+    TargetInUseError,
+    TargetTooSmallError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+TargetKind = Literal["disk", "partition", "file", "new file"]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFacts:
+    """What stands where a restore would write."""
+
+    path: str
+    """Absolute, symbolic links resolved."""
+    kind: TargetKind
+    size: int
+    """Length in bytes now; 0 for a new file. A file takes whatever size it needs."""
+    identity: tuple[str, ...] = ()
+    """Same disk, same attachment, same file: equal as long as the path names the same thing."""
+    model: str = ""
+    serial: str = ""
+    wwn: str = ""
+    read_only: bool = False
+    mounted_at: tuple[str, ...] = ()
+    """Where it, a partition of it, or anything built on it is mounted."""
+    held_by: tuple[str, ...] = ()
+    """What is built on it without being mounted: "/dev/dm-0", "/dev/loop3", "swap"."""
+    in_use: bool = False
+    """The kernel refuses exclusive access, whoever holds it."""
+    system: bool = False
+    """The running system lives on it."""
+    images: tuple[str, ...] = ()
+    """Those of the given image files that lie on it."""
+
+    @property
+    def is_device(self) -> bool:
+        """Whether it is a block device."""
+        return self.kind in {"disk", "partition"}
+
+
+def target_facts(path: str, image_paths: Iterable[str] = (), *, roots: SystemRoots = LOCAL) -> TargetFacts:
+    """Collect what is known of a target without changing it.
+
+    Args:
+        path: Block device, existing file, or a file that is to be made.
+        image_paths: Every file the restore will read: the image, its ancestors, their folder.
+        roots: Where the kernel describes its devices.
+
+    Raises:
+        NotFoundError: the folder of a new file, or the device, does not exist.
+        UsageError: a folder, pipe or character device.
+        AccessDeniedError: the user may not look at it.
+    """
+    real = os.path.realpath(path)
+    try:
+        status = Path(real).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return _new_file_facts(real, roots)
+    except OSError as error:
+        raise AccessDeniedError(f"{path} cannot be looked at: {error.strerror}") from error
+    walk = BackingWalk(roots)
+    found = identify(real, roots)
+    if found is None:
+        raise UsageError(f"{path} cannot be restored to: name a disk, a partition or a file")
+    images = tuple(image for image in image_paths if walk.holds(real, image))
+    if isinstance(found, str):
+        return _device_facts(real, found, walk, images, roots)
+    return TargetFacts(
+        path=real,
+        kind="file",
+        size=status.st_size,
+        identity=file_identity(status),
+        read_only=_is_read_only(Path(real).parent),
+        mounted_at=_mounted(found, walk),
+        held_by=_holders(found, walk, roots),
+        images=images,
+    )
+
+
+def check_target(facts: TargetFacts, needed_size: int) -> None:
+    """Refuse a target that must not, or cannot, be overwritten; pure.
+
+    Raises:
+        TargetHoldsImageError, TargetInUseError, DestinationReadOnlyError, TargetTooSmallError
+    """
+    name = describe(facts)
+    if facts.images:
+        raise TargetHoldsImageError(
+            f"{name} holds {facts.images[0]}, which the restore reads; restore to another disk, or copy the "
+            "images elsewhere first"
+        )
+    if facts.system:
+        raise TargetInUseError(
+            f"{name} holds the running system; to restore it, start this machine from another disk"
+        )
+    if facts.mounted_at:
+        raise TargetInUseError(f"{name} is mounted at {', '.join(facts.mounted_at)}; unmount it first")
+    if facts.held_by:
+        raise TargetInUseError(f"{name} is held by {', '.join(facts.held_by)}; detach that first")
+    if facts.in_use:
+        raise TargetInUseError(f"{name} is in use by another program; 'lsof {facts.path}' may name it")
+    if facts.read_only:
+        raise DestinationReadOnlyError(f"{name} is read-only")
+    if facts.is_device and facts.size < needed_size:
+        raise TargetTooSmallError(f"{name} has {facts.size} bytes, and the disk in the image {needed_size}")
+
+
+def describe(facts: TargetFacts) -> str:
+    """The target as a person recognises it: path, model and serial number."""
+    known = [facts.model, f"serial {facts.serial}" if facts.serial else ""]
+    details = ", ".join(detail for detail in known if detail)
+    return f"{facts.path} ({details})" if details else facts.path
+
+
+def file_identity(status: os.stat_result) -> tuple[str, ...]:
+    """What makes a file this file."""
+    return ("file", str(status.st_dev), str(status.st_ino))
+
+
+def device_identity(number: str, roots: SystemRoots = LOCAL) -> tuple[str, ...]:
+    """What makes a device this device: number, size, serial, and the kernel's count of attachments."""
+    folder = sysfs.block_folder(number, roots)
+    if folder is None:
+        return (number,)
+    disk = sysfs.disk_folder(folder)
+    serial = sysfs.hardware(folder, roots).serial
+    return (number, str(sysfs.size_of(folder)), serial, sysfs.attribute(disk, "diskseq"))
+
+
+def _new_file_facts(real: str, roots: SystemRoots) -> TargetFacts:
+    folder = Path(real).parent
+    if not folder.is_dir():
+        raise NotFoundError(f"the folder {folder} does not exist; make it first")
+    entry = BackingWalk(roots).mount_of(folder)
+    if entry is not None and (entry.file_system == "devtmpfs" or entry.mount_point == str(roots.dev)):
+        raise NotFoundError(f"there is no device {real}; 'lsblk' lists the disks of this machine")
+    return TargetFacts(path=real, kind="new file", size=0, read_only=_is_read_only(folder))
+
+
+def _device_facts(
+    real: str, number: str, walk: BackingWalk, images: tuple[str, ...], roots: SystemRoots
+) -> TargetFacts:
+    folder = sysfs.block_folder(number, roots)
+    if folder is None:
+        raise DestinationError(
+            f"the kernel does not describe {real} under {roots.sys}; it is not safe to overwrite"
+        )
+    found = sysfs.hardware(folder, roots)
+    mounted = mounted_at(number, walk)
+    return TargetFacts(
+        path=real,
+        kind="partition" if sysfs.is_partition(folder) else "disk",
+        size=sysfs.size_of(folder),
+        identity=device_identity(number, roots),
+        model=found.model,
+        serial=found.serial,
+        wwn=found.wwn,
+        read_only=sysfs.attribute(folder, "ro") == "1",
+        mounted_at=mounted,
+        held_by=_holders(number, walk, roots),
+        in_use=_refuses_exclusive(real),
+        system=any(point in _SYSTEM_MOUNTS for point in mounted),
+        images=images,
+    )
+
+
+_SYSTEM_MOUNTS = frozenset({"/", "/usr", "/boot", "/boot/efi", "/efi"})
+
+
+def _mounted(found: Backing, walk: BackingWalk) -> tuple[str, ...]:
+    """Where a file system stored in that file is mounted."""
+    on_loop = (entry for entry in walk.mounts if found in walk.below(entry))
+    return tuple(dict.fromkeys(entry.mount_point for entry in on_loop))
+
+
+def _holders(found: Backing, walk: BackingWalk, roots: SystemRoots) -> tuple[str, ...]:
+    """Devices that stand on the target (its own partitions do not count), and swap."""
+    holders: list[str] = []
+    block = roots.sys / "block"
+    for link in sorted(block.iterdir()) if block.is_dir() else ():
+        folder = link.resolve()
+        number = sysfs.attribute(folder, "dev")
+        if number and number != found and sysfs.size_of(folder) and found in walk.below(number):
+            holders.append(sysfs.device_path(folder, roots))
+    if any(found in walk.below(Path(area)) for area in swap_areas(roots)):
+        holders.append("swap")
+    return tuple(holders)
+
+
+def _refuses_exclusive(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return True
+        if error.errno in {errno.EACCES, errno.EPERM}:
+            raise AccessDeniedError(f"{path} may not be opened by this user; run this as root") from error
+        raise DestinationError(f"{path} cannot be opened: {error.strerror}") from error
+    os.close(fd)
+    return False
+
+
+def _is_read_only(folder: Path) -> bool:
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)

@@ -1,0 +1,215 @@
+"""The disk, partition or file that is imaged.
+
+Reads what is there or says exactly where it could not; a source that shrinks, fails or vanishes is an
+error at that byte, never zeros.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from engine.devices import ioctl, sysfs
+from engine.devices.sysfs import LOCAL, SystemRoots
+from imageformat.device import check_range
+from imageformat.errors import AccessDeniedError, MountfsError, NotFoundError, SourceReadError
+from imageformat.extent import Extent, ExtentKind, coalesce
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEFAULT_SECTOR_SIZE = 512
+
+_GONE = frozenset({errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM, errno.ESTALE, errno.ENOTCONN})
+_NO_HOLES = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+@dataclass(frozen=True, slots=True)
+class SourceIdentity:
+    """What a source is, so that a set can tell whether it still images the same thing."""
+
+    path: str
+    """Absolute, symbolic links resolved."""
+    kind: Literal["disk", "partition", "file"]
+    size: int
+    model: str = ""
+    """Of the disk, also for a partition; empty for files and where the disk says nothing."""
+    serial: str = ""
+    wwn: str = ""
+
+
+class SourceDevice:
+    """A `BlockDevice` over an open block device or regular file. Owns the descriptor."""
+
+    def __init__(self, fd: int, identity: SourceIdentity, *, sector_size: int, block_size: int) -> None:
+        self._fd = fd
+        self.identity = identity
+        self.size = identity.size
+        self.sector_size = sector_size
+        self.block_size = block_size
+
+    def pread(self, offset: int, size: int) -> bytes:
+        """See `BlockDevice.pread`.
+
+        Raises:
+            SourceReadError: with the first byte that could not be read.
+        """
+        check_range(self.size, offset, size)
+        first = self._read_once(offset, size)
+        if len(first) == size:
+            return first
+        parts = [first]
+        done = len(first)
+        while done < size:
+            parts.append(self._read_once(offset + done, size - done))
+            done += len(parts[-1])
+        return b"".join(parts)
+
+    def _read_once(self, offset: int, size: int) -> bytes:
+        if not size:
+            return b""
+        try:
+            data = os.pread(self._fd, size, offset)
+        except OSError as error:
+            raise self._read_error(offset, error) from error
+        if not data:
+            raise self._shrunk(offset)
+        return data
+
+    def extents(self, offset: int, size: int) -> Iterator[Extent]:
+        """See `BlockDevice.extents`; the holes of a file are ZERO, all else is DATA."""
+        check_range(self.size, offset, size)
+        if self.identity.kind != "file":
+            return iter((Extent(offset, size, ExtentKind.DATA),) if size else ())
+        return coalesce(self._file_extents(offset, offset + size))
+
+    def _file_extents(self, position: int, end: int) -> Iterator[Extent]:
+        while position < end:
+            data = min(self._seek(position, os.SEEK_DATA), end)
+            if data > position:
+                yield Extent(position, data - position, ExtentKind.ZERO)
+            if data < end:
+                hole = min(self._seek(data, os.SEEK_HOLE), end)
+                yield Extent(data, hole - data, ExtentKind.DATA)
+                data = hole
+            position = data
+
+    def _seek(self, position: int, whence: int) -> int:
+        """First data or hole from ``position`` on; the end of the device when there is none."""
+        try:
+            found = os.lseek(self._fd, position, whence)
+        except OSError as error:
+            if error.errno in _NO_HOLES:
+                return position if whence == os.SEEK_DATA else self.size
+            if error.errno != errno.ENXIO:
+                raise self._read_error(position, error) from error
+            found = self.size
+        # What lies behind the end of a file that was cut short looks like a hole, and is lost data.
+        if os.fstat(self._fd).st_size < self.size:
+            raise self._shrunk(os.fstat(self._fd).st_size)
+        return found
+
+    def close(self) -> None:
+        """See `BlockDevice.close`."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _read_error(self, offset: int, error: OSError) -> SourceReadError:
+        where = f"{self.identity.path} at byte {offset} (sector {offset // self.sector_size})"
+        if error.errno in _GONE:
+            return SourceReadError(f"{where}: the device is gone ({error.strerror}); was it unplugged?")
+        return SourceReadError(f"cannot read {where}: {error.strerror}; the medium may be failing")
+
+    def _shrunk(self, offset: int) -> SourceReadError:
+        return SourceReadError(
+            f"{self.identity.path} ends at byte {offset} but had {self.size} bytes when it was opened: "
+            "it shrank or vanished while being read; start again"
+        )
+
+
+def open_source(
+    path: str, *, sector_size: int = DEFAULT_SECTOR_SIZE, roots: SystemRoots = LOCAL
+) -> SourceDevice:
+    """Open a block device or regular file for imaging, read-only; the caller closes it.
+
+    Args:
+        path: Device, link to a device (``/dev/disk/by-id/...``), or image file.
+        sector_size: What a regular file counts in; a device tells its own.
+        roots: Where the kernel describes its devices.
+
+    Raises:
+        NotFoundError: nothing is there.
+        AccessDeniedError: the user may not read it.
+        SourceReadError: it is no disk and no file, or has no medium.
+    """
+    real = os.path.realpath(path)
+    try:
+        status = Path(real).stat()
+        if not (stat.S_ISBLK(status.st_mode) or stat.S_ISREG(status.st_mode)):
+            raise SourceReadError(
+                f"{path} is {_kind_of(status.st_mode)}: name a disk, a partition or a disk image file"
+            )
+        fd = os.open(real, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _open_error(path, error) from error
+    try:
+        return _describe(fd, path, real, sector_size, roots)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _describe(fd: int, path: str, real: str, sector_size: int, roots: SystemRoots) -> SourceDevice:
+    try:
+        status = os.fstat(fd)
+        size = ioctl.device_size(fd)
+        if stat.S_ISREG(status.st_mode):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            identity = SourceIdentity(real, "file", size)
+            return SourceDevice(fd, identity, sector_size=sector_size, block_size=max(status.st_blksize, 512))
+        if not size:
+            raise SourceReadError(
+                f"{path} holds no bytes: no medium is inserted, or nothing is attached to it"
+            )
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        return SourceDevice(
+            fd,
+            _device_identity(real, size, status.st_rdev, roots),
+            sector_size=ioctl.sector_size(fd),
+            block_size=ioctl.physical_sector_size(fd),
+        )
+    except OSError as error:
+        raise SourceReadError(f"cannot read the properties of {path}: {error.strerror}") from error
+
+
+def _device_identity(real: str, size: int, rdev: int, roots: SystemRoots) -> SourceIdentity:
+    folder = sysfs.block_folder(f"{os.major(rdev)}:{os.minor(rdev)}", roots)
+    if folder is None:
+        return SourceIdentity(real, "disk", size)
+    found = sysfs.hardware(folder, roots)
+    kind: Literal["disk", "partition"] = "partition" if sysfs.is_partition(folder) else "disk"
+    return SourceIdentity(real, kind, size, model=found.model, serial=found.serial, wwn=found.wwn)
+
+
+def _open_error(path: str, error: OSError) -> MountfsError:
+    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+        return NotFoundError(f"{path} does not exist; 'lsblk' lists the disks of this machine")
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        advice = "run this as root" if Path("/dev") in Path(path).parents else "check who may read it"
+        return AccessDeniedError(f"{path} may not be read by this user; {advice}")
+    if error.errno in _GONE:
+        return SourceReadError(f"{path} cannot be opened: no medium is inserted, or the device is gone")
+    return SourceReadError(f"{path} cannot be opened: {error.strerror}")
+
+
+def _kind_of(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    if stat.S_ISCHR(mode):
+        return "a character device"
+    return "a pipe" if stat.S_ISFIFO(mode) else "a socket"

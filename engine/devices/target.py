@@ -1,0 +1,383 @@
+"""What a restore writes to: a block device held exclusively, or a file that appears when it is whole."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from engine.devices import ioctl
+from engine.devices.guards import TargetFacts, device_identity, file_identity, target_facts
+from engine.devices.sysfs import LOCAL, SystemRoots
+from imageformat.device import WritableDevice, check_range
+from imageformat.errors import (
+    AccessDeniedError,
+    DestinationError,
+    DestinationFullError,
+    DestinationReadOnlyError,
+    MountfsError,
+    NotFoundError,
+    TargetInUseError,
+    TargetTooSmallError,
+)
+from imageformat.extent import Extent, ExtentKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_ZEROS = bytes(1 << 20)
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_READ_ONLY = frozenset({errno.EROFS})
+_DENIED = frozenset({errno.EACCES, errno.EPERM})
+
+
+class Target(WritableDevice, Protocol):
+    """A writable device that ends with `commit` or `abort`. One thread."""
+
+    path: str
+    """The device or the file that will be there after `commit`."""
+    sector_size: int
+
+    def evict(self) -> None:
+        """Flush, and forget what is cached, so that the next `pread` comes from the medium if it can."""
+        ...
+
+    def commit(self) -> None:
+        """Make all of it durable and visible, and close it."""
+        ...
+
+    def abort(self) -> None:
+        """Close it; a file is removed and what stood there before stays. Harmless after `commit`."""
+        ...
+
+
+def open_target(
+    path: str,
+    size: int,
+    *,
+    sector_size: int = 512,
+    expected: TargetFacts | None = None,
+    roots: SystemRoots = LOCAL,
+) -> Target:
+    """Open what a restore of ``size`` bytes writes to. `check_target` is the caller's, before this.
+
+    A device is held exclusively and keeps its own size and sector size. A file gets exactly ``size``
+    bytes, first under the name ``.NAME.part`` in the same folder.
+
+    Args:
+        path: Block device, existing file, or file that is to be made.
+        size: Bytes that will be written.
+        sector_size: What a file counts in.
+        expected: The facts that the user agreed to; refused when the path names something else by now.
+        roots: Where the kernel describes its devices.
+
+    Raises:
+        TargetInUseError, TargetTooSmallError, DestinationReadOnlyError, DestinationFullError,
+        AccessDeniedError, NotFoundError, UsageError, DestinationError
+    """
+    facts = target_facts(path, roots=roots) if expected is None else expected
+    if not facts.is_device:
+        return FileTarget.create(facts, size, sector_size=sector_size)
+    device = DeviceTarget.open(facts, roots=roots)
+    if device.size < size:
+        device.close()
+        raise TargetTooSmallError(f"{facts.path} has {device.size} bytes, and the disk in the image {size}")
+    return device
+
+
+class _DescriptorDevice:
+    """Reading and writing one open descriptor; owns it."""
+
+    def __init__(self, fd: int, path: str, *, size: int, block_size: int, sector_size: int) -> None:
+        self._fd = fd
+        self.path = path
+        self.size = size
+        self.block_size = block_size
+        self.sector_size = sector_size
+
+    def pread(self, offset: int, size: int) -> bytes:
+        """See `BlockDevice.pread`."""
+        check_range(self.size, offset, size)
+        parts: list[bytes] = []
+        end = offset + size
+        while offset < end:
+            try:
+                parts.append(os.pread(self._fd, end - offset, offset))
+            except OSError as error:
+                raise _failure("read back", self.path, offset, error) from error
+            if not parts[-1]:
+                raise DestinationError(f"{self.path} ends at byte {offset}; it shrank or vanished")
+            offset += len(parts[-1])
+        return b"".join(parts)
+
+    def extents(self, offset: int, size: int) -> Iterator[Extent]:
+        """See `BlockDevice.extents`; all of a target is DATA."""
+        check_range(self.size, offset, size)
+        return iter((Extent(offset, size, ExtentKind.DATA),) if size else ())
+
+    def pwrite(self, offset: int, data: bytes) -> None:
+        """See `WritableDevice.pwrite`.
+
+        Raises:
+            DestinationFullError, DestinationReadOnlyError, DestinationError: with the byte.
+        """
+        check_range(self.size, offset, len(data))
+        view = memoryview(data)
+        while view:
+            try:
+                done = os.pwrite(self._fd, view, offset)
+            except OSError as error:
+                raise _failure("write", self.path, offset, error) from error
+            if not done:
+                raise DestinationError(f"{self.path} takes no more bytes at byte {offset}")
+            offset, view = offset + done, view[done:]
+
+    def zero(self, offset: int, size: int) -> None:
+        """See `WritableDevice.zero`; never by a discard, which promises nothing."""
+        check_range(self.size, offset, size)
+        unit = self._zero_unit()
+        start, end = min(-(-offset // unit) * unit, offset + size), offset + size
+        stop = max(start, end // unit * unit)
+        self._write_zeros(offset, start)
+        if start < stop and not self._zero_aligned(start, stop - start):
+            self._write_zeros(start, stop)
+        self._write_zeros(stop, end)
+
+    def _zero_unit(self) -> int:
+        """What the cheap ways of zeroing are aligned to."""
+        return self.sector_size
+
+    def _zero_aligned(self, offset: int, size: int) -> bool:
+        ways: tuple[Callable[[int, int, int], bool], ...] = (ioctl.punch_hole, ioctl.zero_out)
+        try:
+            return any(way(self._fd, offset, size) for way in ways)
+        except OSError as error:
+            raise _failure("write zeros to", self.path, offset, error) from error
+
+    def _write_zeros(self, offset: int, end: int) -> None:
+        while offset < end:
+            part = _ZEROS[: end - offset]
+            self.pwrite(offset, part)
+            offset += len(part)
+
+    def flush(self) -> None:
+        """See `WritableDevice.flush`; after an error here nothing that was written can be trusted."""
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise _failure("make durable what was written to", self.path, None, error) from error
+
+    def evict(self) -> None:
+        """See `Target.evict`."""
+        self.flush()
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        """Release the descriptor; idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class DeviceTarget(_DescriptorDevice):
+    """A block device, held exclusively until it is closed: nobody can mount it meanwhile."""
+
+    @classmethod
+    def open(cls, facts: TargetFacts, *, roots: SystemRoots = LOCAL) -> DeviceTarget:
+        """Open the device that the facts are about.
+
+        Raises:
+            TargetInUseError: it is mounted or held, or the path names another device by now.
+        """
+        try:
+            fd = os.open(facts.path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+        except OSError as error:
+            raise _open_failure(facts.path, error) from error
+        try:
+            _check_same_device(fd, facts, roots)
+            return cls(
+                fd,
+                facts.path,
+                size=ioctl.device_size(fd),
+                block_size=ioctl.physical_sector_size(fd),
+                sector_size=ioctl.sector_size(fd),
+            )
+        except OSError as error:
+            os.close(fd)
+            raise _open_failure(facts.path, error) from error
+        except MountfsError:
+            os.close(fd)
+            raise
+
+    def evict(self) -> None:
+        """See `Target.evict`."""
+        super().evict()
+        ioctl.drop_device_cache(self._fd)
+
+    def commit(self) -> None:
+        """See `Target.commit`; the kernel is asked to read the new partition table."""
+        self.evict()
+        ioctl.reread_partitions(self._fd)
+        self.close()
+
+    def abort(self) -> None:
+        """See `Target.abort`; what was written to the device stays."""
+        self.close()
+
+
+class FileTarget(_DescriptorDevice):
+    """A sparse file under a temporary name, renamed by `commit`; closing it without that removes it."""
+
+    def __init__(self, fd: int, facts: TargetFacts, size: int, *, sector_size: int) -> None:
+        block_size = os.fstat(fd).st_blksize
+        super().__init__(fd, facts.path, size=size, block_size=block_size, sector_size=sector_size)
+        self._facts = facts
+        self._part = part_path(facts.path)
+        self._written_end = 0
+
+    @classmethod
+    def create(cls, facts: TargetFacts, size: int, *, sector_size: int) -> FileTarget:
+        """Make the temporary file with its final length and no content.
+
+        Raises:
+            TargetInUseError: another restore writes to the same file.
+        """
+        part = part_path(facts.path)
+        fd = _open_part(part)
+        try:
+            os.ftruncate(fd, 0)
+            os.ftruncate(fd, size)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            os.close(fd)
+            raise _failure("make", str(part), None, error) from error
+        return cls(fd, facts, size, sector_size=sector_size)
+
+    def pwrite(self, offset: int, data: bytes) -> None:
+        """See `WritableDevice.pwrite`."""
+        self._written_end = max(self._written_end, offset + len(data))
+        super().pwrite(offset, data)
+
+    def zero(self, offset: int, size: int) -> None:
+        """See `WritableDevice.zero`; what was never written is a hole already."""
+        check_range(self.size, offset, size)
+        written = max(0, min(size, self._written_end - offset))
+        if written:
+            super().zero(offset, written)
+
+    def _zero_unit(self) -> int:
+        return 1
+
+    def commit(self) -> None:
+        """See `Target.commit`."""
+        self.flush()
+        self._check_unchanged()
+        try:
+            if self._facts.kind == "file":
+                os.fchmod(self._fd, stat.S_IMODE(Path(self.path).stat().st_mode))
+            self._part.rename(self.path)
+            _sync_folder(self._part.parent)
+        except OSError as error:
+            raise _failure("publish", self.path, None, error) from error
+        super().close()
+
+    def abort(self) -> None:
+        """See `Target.abort`."""
+        if self._fd >= 0:
+            self._part.unlink(missing_ok=True)
+            super().close()
+
+    def close(self) -> None:
+        """Abort, unless it was committed."""
+        self.abort()
+
+    def _check_unchanged(self) -> None:
+        try:
+            identity = file_identity(Path(self.path).lstat())
+        except FileNotFoundError:
+            identity = ()
+        if identity != self._facts.identity:
+            raise TargetInUseError(
+                f"{self.path} was made or replaced by another program meanwhile; nothing was changed"
+            )
+
+
+def part_path(path: str) -> Path:
+    """The temporary name of a file that is being restored."""
+    target = Path(path)
+    return target.with_name(f".{target.name}.part")
+
+
+def _open_part(part: Path) -> int:
+    """Open the temporary file and lock it; one left behind by a crash is taken over.
+
+    It is readable by its owner only, because it holds a whole disk. A link planted under that name is
+    refused: its other name would be overwritten. So is a file that its writer renamed or removed before
+    we had the lock.
+    """
+    try:
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise DestinationError(f"{part} is a symbolic link; remove it") from error
+        raise _open_failure(str(part), error) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        status = os.fstat(fd)
+        if file_identity(part.lstat()) != file_identity(status):
+            raise TargetInUseError(f"another restore was writing {part}; start again")
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise DestinationError(f"{part} is not a file of this program; remove it")
+    except BlockingIOError as error:
+        os.close(fd)
+        raise TargetInUseError(f"another restore is writing {part}") from error
+    except OSError as error:
+        os.close(fd)
+        raise _open_failure(str(part), error) from error
+    except MountfsError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_same_device(fd: int, facts: TargetFacts, roots: SystemRoots) -> None:
+    status = os.fstat(fd)
+    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    if not stat.S_ISBLK(status.st_mode) or device_identity(number, roots) != facts.identity:
+        raise TargetInUseError(
+            f"{facts.path} is not the disk it was a moment ago; look again which one is meant"
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _open_failure(path: str, error: OSError) -> MountfsError:
+    if error.errno == errno.EBUSY:
+        return TargetInUseError(f"{path} is mounted or held by another program; release it first")
+    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+        return NotFoundError(f"{path} does not exist")
+    if error.errno in _DENIED:
+        return AccessDeniedError(
+            f"{path} may not be written by this user; run this as root, or choose another place"
+        )
+    return _failure("open", path, None, error)
+
+
+def _failure(verb: str, path: str, offset: int | None, error: OSError) -> DestinationError:
+    where = path if offset is None else f"{path} at byte {offset}"
+    if error.errno in _FULL:
+        return DestinationFullError(f"cannot {verb} {where}: no space is left")
+    if error.errno in _READ_ONLY:
+        return DestinationReadOnlyError(f"cannot {verb} {where}: it is read-only")
+    if error.errno == errno.EFBIG:
+        return DestinationError(f"cannot {verb} {where}: the file system does not take files of that size")
+    return DestinationError(f"cannot {verb} {where}: {error.strerror}")
