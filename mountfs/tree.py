@@ -57,6 +57,9 @@ class Node:
     """0 when unknown."""
     device: tuple[int, int] = (0, 0)
     """Major and minor number of a device node."""
+    volatile: bool = False
+    """May vanish, or stand for something else, while the tree is open; whoever remembers it asks again.
+    What lies below a volatile node lives only as long as that node keeps its key."""
 
 
 @dataclass(frozen=True, slots=True)
