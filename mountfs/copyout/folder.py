@@ -10,7 +10,8 @@ import contextlib
 import errno
 import os
 import secrets
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import (
     AccessDeniedError,
@@ -51,6 +52,13 @@ def target_error(error: OSError, path: bytes) -> MountfsError:
     code = error.errno or errno.EIO
     reason = _REASONS.get(code) or os.strerror(code)
     return _ERRORS.get(code, DestinationError)(f"cannot write {safe_text(path)}: {reason}")
+
+
+class Space(NamedTuple):
+    """Room in a file system, in bytes."""
+
+    total: int
+    free: int
 
 
 class Folder:
@@ -165,11 +173,13 @@ class Folder:
         finally:
             os.close(fd)
 
-    def free_bytes(self) -> int | None:
-        """Return how much can still be written; None when the file system does not tell."""
-        space = os.fstatvfs(self.fd)
-        blocks = space.f_bfree if os.geteuid() == 0 else space.f_bavail
-        return blocks * space.f_frsize if space.f_blocks else None
+    def space(self) -> Space:
+        """Return how much can be written; without limits when the file system does not tell."""
+        found = os.fstatvfs(self.fd)
+        if not found.f_blocks:
+            return Space(sys.maxsize, sys.maxsize)
+        free = found.f_bfree if os.geteuid() == 0 else found.f_bavail
+        return Space(found.f_blocks * found.f_frsize, free * found.f_frsize)
 
 
 def open_folder(path: bytes) -> Folder:

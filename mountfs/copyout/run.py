@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class _Original:
 
     place: bytes
     name: bytes
-    identity: tuple[int, int]
+    identity: tuple[int, ...]
     left: int
 
 
@@ -231,18 +232,21 @@ class _Copier:
         return status
 
     def _check_space(self, folder: Folder, node: Node) -> None:
-        free = folder.free_bytes()
-        if free is None or node.size <= min(free, PIECE):
+        if node.size <= PIECE:
             return
-        if data_size(self._tree, node, free) > free:
-            raise DestinationFullError(f"the file needs more than the {free} bytes that are free")
+        space = folder.space()
+        needed = data_size(self._tree, node, space.total)
+        if needed > space.total:
+            raise DestinationFullError(f"the file claims more data than the target's {space.total} bytes")
+        if needed > space.free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _remember(self, folder: Folder, name: bytes, step: Step, status: os.stat_result) -> None:
         if not step.node.inode:
             self._ledger.lose(step.path, LossKind.HARD_LINK, "the file system does not tell its other names")
             return
-        identity = (status.st_dev, status.st_ino)
-        self._originals[_link_key(step.node)] = _Original(folder.place, name, identity, step.node.links - 1)
+        original = _Original(folder.place, name, _identity(status), step.node.links - 1)
+        self._originals[_link_key(step.node)] = original
 
     def _link(self, folder: Folder, name: bytes, step: Step) -> bool:
         """Make one more name of a file copied before; False when it must be copied."""
@@ -262,7 +266,7 @@ class _Copier:
                     raise
                 self._ledger.lose(step.path, LossKind.HARD_LINK, os.strerror(error.errno or 0))
                 return False
-            if (status.st_dev, status.st_ino) != original.identity:
+            if _identity(status) != original.identity:
                 self._ledger.lose(step.path, LossKind.HARD_LINK, "the first copy was replaced meanwhile")
                 return False
             folder.publish(staged, name, self._options.overwrite)
@@ -311,3 +315,8 @@ class _Opened:
 
 def _link_key(node: Node) -> tuple[int, NodeKind, int]:
     return (node.inode, node.kind, node.size)
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    # inode numbers are used again at once, so the number alone does not prove that it is our file
+    return (status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns)
