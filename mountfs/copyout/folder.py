@@ -71,10 +71,14 @@ class Folder:
         self.fresh = fresh
         """Made by this copy."""
         self._made: set[int] = set()
+        self._staged: bytes | None = None
 
     def close(self) -> None:
-        """Let it go."""
-        os.close(self.fd)
+        """Let it go, with what an interrupt left staged."""
+        try:
+            self._unstage()
+        finally:
+            os.close(self.fd)
 
     def again(self) -> Folder:
         """Open it once more."""
@@ -128,11 +132,24 @@ class Folder:
     def staged(self) -> Iterator[bytes]:
         """Give a free temporary name; whatever stands there at the end is removed."""
         name = f".mountfs-{secrets.token_hex(8)}.part".encode()
+        # remembered, because an interrupt may come while this very clean-up runs
+        self._staged = name
         try:
             yield name
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=self.fd)
+            self._unstage()
+
+    def _unstage(self) -> None:
+        if self._staged is None:
+            return
+        try:
+            os.unlink(self._staged, dir_fd=self.fd)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            self._staged = None
+            raise
+        self._staged = None
 
     def publish(self, staged: bytes, name: bytes, overwrite: Overwrite) -> None:
         """Give what is staged its name, in one step.

@@ -10,6 +10,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -970,6 +971,35 @@ def test_an_interrupt_leaves_no_temporary_file(tmp_path: Path, stop: type[BaseEx
         copy_out(MemoryTree(top), [(b"/", top.node)], tmp_path / "t", CopyOptions(), interrupt)
     assert everything_below(tmp_path / "t") == {"a", "d"}
     assert open_handles() == before
+
+
+def test_an_interrupt_at_any_moment_leaves_no_temporary_file(tmp_path: Path) -> None:
+    first = file(b"one", b"x" * 5000, inode=4, links=30)
+    top = folder(b"", *(again(first, b"l%d" % number) for number in range(30)), first)
+    top.children += [file(b"f%d" % number, b"y" * 9000) for number in range(60)]
+    top.children += [link(b"s%d" % number, b"target") for number in range(30)]
+    tree = MemoryTree(top)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    stopped = 0
+    try:
+        for turn in range(200):
+            target = tmp_path / str(turn)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0002 + turn * 0.00006)
+                copy(top, target, tree=tree)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                stopped += 1
+            assert [name for name in everything_below(target) if name.endswith(".part")] == []
+            shutil.rmtree(target, ignore_errors=True)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert stopped > 20
 
 
 def test_an_interrupt_that_comes_from_the_tree_is_not_a_failure(tmp_path: Path) -> None:
