@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_RESERVED = {b"": b"%00", b".": b"%2E", b"..": b"%2E%2E"}
-_NEEDS_ESCAPE = re.compile(rb"[/\0]|%(?=2[FfEe5]|00)")
+_RESERVED = {b"": b"%empty", b".": b"%2E", b"..": b"%2E%2E"}
+_NEEDS_ESCAPE = re.compile(rb"[/\0]|%(?=2[FfEe5]|00)|^%(?=empty\Z)")
 _ESCAPE = re.compile(rb"%(2[FfEe5]|00)")
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -18,8 +18,9 @@ _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\
 def to_path_name(raw: bytes) -> bytes:
     """Return a name that is legal as one component of a POSIX path; the same when it already is.
 
-    Reversible: ``/``, NUL and the reserved names become ``%2F``, ``%00``, ``%2E``; a percent sign that
-    would read as one of those becomes ``%25``.
+    Reversible, so two names never become one: ``/``, NUL and the dots of the reserved names become ``%2F``,
+    ``%00`` and ``%2E``, no name at all becomes ``%empty``; a percent sign that would read as one of those
+    becomes ``%25``.
     """
     if raw in _RESERVED:
         return _RESERVED[raw]
@@ -37,8 +38,8 @@ def safe_text(name: bytes | str) -> str:
     r"""Return a name as text that is harmless on a terminal and fits on one line.
 
     Control characters (C0, DEL, C1), bidirectional overrides, line separators, unassigned characters
-    and bytes that are not UTF-8 become ``\xNN`` or ``\uNNNN``; a backslash becomes ``\\`` only when the
-    name needed any of that.
+    become ``\xNN`` (ASCII) or ``\uNNNN``, bytes that are not UTF-8 ``\xNN``; a backslash becomes ``\\``
+    only when the name needed any of that. Safe text is left as it is.
     """
     text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
     if text.isprintable() and not any(char in _BIDI for char in text):
@@ -54,6 +55,6 @@ def _safe_char(char: str) -> str:
         return f"\\x{code - 0xDC00:02x}"
     if char == " " or (unicodedata.category(char)[0] not in "CZ" and char not in _BIDI):
         return char
-    if code <= 0xFF:
+    if code < 0x80:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"

@@ -1,0 +1,202 @@
+"""Attributes of what was copied: set as far as the target goes, then read back, so that a loss is known."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, Protocol
+
+from mountfs.copyout.folder import FATAL
+from mountfs.copyout.report import LossKind
+from mountfs.names import safe_text
+from mountfs.tree import NodeKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from mountfs.copyout.folder import Folder
+    from mountfs.copyout.report import CopyOptions
+    from mountfs.tree import Node
+
+    Lose = Callable[[LossKind, str], None]
+
+_SPECIAL = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
+_CAPABILITY = "security.capability"
+_NO_ID = (1 << 32) - 1
+
+
+class Place(Protocol):
+    """Something in the target whose attributes can be set."""
+
+    def status(self) -> os.stat_result:
+        """Read them."""
+        ...
+
+    def set_owner(self, uid: int, gid: int) -> None:
+        """Set user and group; -1 leaves one as it is."""
+        ...
+
+    def set_mode(self, mode: int) -> None:
+        """Set the permission bits."""
+        ...
+
+    def set_times(self, times: tuple[int, int]) -> None:
+        """Set access and modification time."""
+        ...
+
+    def set_attribute(self, name: bytes, value: bytes) -> None:
+        """Set one extended attribute."""
+        ...
+
+
+class OpenPlace:
+    """A file or folder that is open."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def status(self) -> os.stat_result:
+        """See `Place`."""
+        return os.fstat(self._fd)
+
+    def set_owner(self, uid: int, gid: int) -> None:
+        """See `Place`."""
+        os.fchown(self._fd, uid, gid)
+
+    def set_mode(self, mode: int) -> None:
+        """See `Place`."""
+        os.fchmod(self._fd, mode)
+
+    def set_times(self, times: tuple[int, int]) -> None:
+        """See `Place`."""
+        os.utime(self._fd, ns=times)
+
+    def set_attribute(self, name: bytes, value: bytes) -> None:
+        """See `Place`."""
+        os.setxattr(self._fd, name, value)
+
+
+class NamedPlace:
+    """A link or special file, which cannot be opened: one name in an open folder, never followed."""
+
+    def __init__(self, folder: Folder, name: bytes) -> None:
+        self._folder = folder
+        self._name = name
+
+    def status(self) -> os.stat_result:
+        """See `Place`."""
+        return self._folder.status(self._name)
+
+    def set_owner(self, uid: int, gid: int) -> None:
+        """See `Place`."""
+        os.chown(self._name, uid, gid, dir_fd=self._folder.fd, follow_symlinks=False)
+
+    def set_mode(self, mode: int) -> None:
+        """See `Place`."""
+        fd = os.open(self._name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder.fd)
+        try:
+            if not stat.S_ISLNK(os.fstat(fd).st_mode):
+                os.chmod(f"/proc/self/fd/{fd}", mode)  # noqa: PTH101 (the only chmod of an O_PATH handle)
+        finally:
+            os.close(fd)
+
+    def set_times(self, times: tuple[int, int]) -> None:
+        """See `Place`."""
+        os.utime(self._name, ns=times, dir_fd=self._folder.fd, follow_symlinks=False)
+
+    def set_attribute(self, name: bytes, value: bytes) -> None:
+        """See `Place`."""
+        path = b"/proc/self/fd/%d/%s" % (self._folder.fd, self._name)
+        os.setxattr(path, name, value, follow_symlinks=False)
+
+
+def set_attributes(
+    place: Place, node: Node, extended: Mapping[str, bytes], options: CopyOptions, lose: Lose
+) -> os.stat_result:
+    """Set everything that a node says, report what did not come out, return how it came out.
+
+    Raises:
+        OSError: the target failed in a way that concerns every file.
+    """
+    if options.keep_owner:
+        _set_owner(place, node)
+    for name, value in extended.items():
+        _set_extended(place, name, value, options, lose)
+    wanted = _wanted_mode(place, node, options, lose)
+    if node.kind is not NodeKind.SYMLINK:
+        with _tolerated():
+            place.set_mode(wanted)
+    times = (node.atime_ns or node.mtime_ns, node.mtime_ns)
+    with _tolerated():
+        place.set_times(times)
+    status = place.status()
+    if options.keep_owner and (status.st_uid, status.st_gid) != (node.uid, node.gid):
+        lose(LossKind.OWNER, f"{node.uid}:{node.gid}")
+    if node.kind is not NodeKind.SYMLINK and stat.S_IMODE(status.st_mode) != wanted:
+        lose(LossKind.MODE, f"{wanted:04o}")
+    if (status.st_atime_ns, status.st_mtime_ns) != times:
+        lose(LossKind.TIMES, "")
+    return status
+
+
+def _set_owner(place: Place, node: Node) -> None:
+    # 2**32 - 1 is chown's "leave as it is"
+    if not (0 <= node.uid < _NO_ID and 0 <= node.gid < _NO_ID):
+        return
+    try:
+        place.set_owner(node.uid, node.gid)
+    except OSError as error:
+        if error.errno in FATAL:
+            raise
+        with _tolerated():
+            place.set_owner(-1, node.gid)
+
+
+def _wanted_mode(place: Place, node: Node, options: CopyOptions, lose: Lose) -> int:
+    wanted = node.mode & 0o7777
+    if node.kind is NodeKind.SYMLINK or not wanted & _SPECIAL:
+        return wanted
+    if not options.keep_special_bits:
+        lose(LossKind.SPECIAL_BITS, f"{wanted:04o}")
+        return wanted & ~_SPECIAL
+    status = place.status()
+    if wanted & (stat.S_ISUID | stat.S_ISGID) and (status.st_uid, status.st_gid) != (node.uid, node.gid):
+        lose(LossKind.SPECIAL_BITS, f"{wanted:04o}: the owner is another")
+        return wanted & ~(stat.S_ISUID | stat.S_ISGID)
+    return wanted
+
+
+def _set_extended(place: Place, name: str, value: bytes, options: CopyOptions, lose: Lose) -> None:
+    if name == _CAPABILITY and not options.keep_special_bits:
+        lose(LossKind.SPECIAL_BITS, name)
+        return
+    kind = LossKind.ATTRIBUTE
+    try:
+        encoded = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        lose(kind, safe_text(name))
+        return
+    if b"\0" in encoded:
+        lose(kind, safe_text(name))
+        return
+    try:
+        place.set_attribute(encoded, value)
+    except OSError as error:
+        # ENOSPC here mostly means that attributes of this length have no room in an inode
+        if error.errno in FATAL - {errno.ENOSPC}:
+            raise
+        lose(kind, f"{safe_text(name)}, {len(value)} bytes: {os.strerror(error.errno or errno.EIO)}")
+
+
+@contextlib.contextmanager
+def _tolerated() -> Iterator[None]:
+    """Let a refusal pass: reading back tells what it cost."""
+    try:
+        yield
+    except OverflowError:
+        return
+    except OSError as error:
+        if error.errno in FATAL:
+            raise
