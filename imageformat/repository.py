@@ -91,6 +91,7 @@ class Repository:
         self._only_set = only_set
         self._also = also
         self._layers: dict[str, ImageLayer] = {}
+        self._replaced: list[ImageLayer] = []
         self._sets: dict[str, ImageSet] = {}
         self._lock = threading.RLock()
 
@@ -146,12 +147,16 @@ class Repository:
             self.storage.save_cache(prefix, encode_catalog(list(known.values())))
 
     def layer(self, point: Point) -> ImageLayer:
-        """Open the image file of a point, or return it when it is open already."""
+        """Open the image file of a point, or return it when that very image is open already."""
         with self._lock:
-            if point.key not in self._layers:
-                device = self.storage.open(point.key)
-                self._layers[point.key] = open_image(device, point.file_name, self.cache)
-            return self._layers[point.key]
+            known = self._layers.get(point.key)
+            if known is not None and (point.info is None or known.info.id == point.info.id):
+                return known
+            layer = open_image(self.storage.open(point.key), point.file_name, self.cache)
+            if known is not None:
+                self._replaced.append(known)
+            self._layers[point.key] = layer
+            return layer
 
     def chain(self, point: Point) -> Chain:
         """Open a point.
@@ -173,9 +178,10 @@ class Repository:
     def close(self) -> None:
         """Close every image file and the storage; idempotent."""
         with self._lock:
-            for layer in self._layers.values():
+            for layer in (*self._layers.values(), *self._replaced):
                 layer.close()
             self._layers.clear()
+            self._replaced.clear()
         self.storage.close()
 
 

@@ -82,7 +82,7 @@ def open_location(path: str, *, capacity: int | None = None) -> Location:
         raise read_error(error, place) from error
     if not place.is_dir():
         return _open_file(place, capacity)
-    if _holds_images(place):
+    if holds_images(place):
         repository = Repository(LocalStorage(place.parent), only_set=place.name, capacity=capacity)
         return Location(repository, place.name, None)
     return Location(Repository(LocalStorage(place), capacity=capacity), None, None)
@@ -98,7 +98,8 @@ def _suffixes() -> tuple[str, ...]:
     return tuple(suffix for record in image_formats() for suffix in record.suffixes)
 
 
-def _holds_images(folder: Path) -> bool:
+def holds_images(folder: Path) -> bool:
+    """Tell whether a folder is a set: whether image files lie directly in it."""
     try:
         return any(path.name.endswith(_suffixes()) and path.is_file() for path in folder.iterdir())
     except OSError as error:

@@ -1,9 +1,9 @@
 """The server that the mount tests start: it mounts a tree with everything that is hard to show.
 
-    demo_server.py demo MOUNTPOINT [--background] [--allow-other] [--source TEXT] [--uid N] [--umask N]
-    demo_server.py points MOUNTPOINT FOLDER       a point for every file in FOLDER, by its content
-    demo_server.py hang MOUNTPOINT                reading the file never returns
-    demo_server.py broken-root MOUNTPOINT [--background]
+demo_server.py demo MOUNTPOINT [--background] [--allow-other] [--source TEXT] [--uid N] [--umask N]
+demo_server.py points MOUNTPOINT FOLDER       a point for every file in FOLDER, by its content
+demo_server.py hang MOUNTPOINT                reading the file never returns
+demo_server.py broken-root MOUNTPOINT [--background]
 """
 
 import argparse

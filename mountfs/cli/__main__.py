@@ -1,0 +1,133 @@
+"""The command ``mountfs``: finds the module of the command, and turns every failure into one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from imageformat.errors import InterruptedByUserError, MountfsError, UsageError
+from mountfs.cli.command import renderer_for
+from mountfs.cli.render import run_to_exit_code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+COMMANDS = {
+    "backup": "Image a disk, a partition or an image file: full first, then incremental.",
+    "list": "List the sets and points of a repository.",
+    "info": "Show what an image is: disk, partitions, file systems, what is stored.",
+    "mount": "Show a repository, a set or an image as a folder.",
+    "mounts": "List what is mounted.",
+    "umount": "End a mount.",
+    "ls": "List a folder inside an image.",
+    "tree": "Draw a folder inside an image.",
+    "cat": "Write a file from an image to standard output.",
+    "cp": "Copy files and folders out of an image.",
+    "verify": "Read, hash and compare every block; name every damaged file.",
+    "restore": "Write a point to a disk, a partition or a file.",
+    "doctor": "Show what works on this machine, and what to do about the rest.",
+}
+INTERNAL_ERROR = 99
+
+_PARSER_ERROR: Any = typer.BadParameter.__mro__[1]
+"""What typer raises for any wrong command line; it has no public name of its own."""
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit."""
+    sys.exit(run_to_exit_code(lambda: run(sys.argv[1:])))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; never raises for anything a user can cause."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _dispatch(arguments)
+    except MountfsError as error:
+        return _fail(arguments, error)
+    except KeyboardInterrupt:
+        return _fail(arguments, InterruptedByUserError("interrupted; nothing half-done was left behind"))
+    except MemoryError:
+        return _fail(arguments, MountfsError("out of memory; try --threads 1 or a smaller --cache"))
+    except Exception as error:  # noqa: BLE001 (the last line of defence: a bug must not look like a crash)
+        if "-v" in arguments or "--verbose" in arguments:
+            traceback.print_exc()
+        failure = MountfsError(f"internal error: {type(error).__name__}: {error}")
+        failure.add_note("this is a bug; run it again with --verbose and report what it says")
+        renderer_for(arguments).error(failure)
+        return INTERNAL_ERROR
+
+
+def _dispatch(arguments: list[str]) -> int:
+    try:
+        code = application(arguments)(args=arguments, prog_name="mountfs", standalone_mode=False)
+    except typer.Exit as exit_:
+        return int(exit_.exit_code)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except _PARSER_ERROR as error:
+        wrong = UsageError(error.format_message())
+        wrong.add_note(f"see '{error.ctx.command_path if error.ctx else 'mountfs'} --help'")
+        raise wrong from error
+    return int(code or 0)
+
+
+def _fail(arguments: list[str], error: MountfsError) -> int:
+    renderer_for(arguments).error(error)
+    return error.exit_code
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    """End a command on SIGTERM as Ctrl-C does, so that it cleans up."""
+    raise KeyboardInterrupt
+
+
+def application(arguments: list[str]) -> typer.Typer:
+    """Return the command line with the one command that is asked for really loaded.
+
+    The others stand there with their summaries alone: loading all of them would take longer than most
+    commands run. Shell completion loads all.
+    """
+    app = typer.Typer(
+        name="mountfs",
+        help="Disk images you can walk into: every point of every image is a folder.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_main_options)
+    wanted = next((word for word in arguments if not word.startswith("-")), None)
+    everything = "_MOUNTFS_COMPLETE" in os.environ
+    for name, summary in COMMANDS.items():
+        function = _load(name) if everything or name == wanted else _stub
+        app.command(name, help=None if function is not _stub else summary)(function)
+    return app
+
+
+def _load(name: str) -> Callable[..., int]:
+    function: Callable[..., int] = importlib.import_module(f"mountfs.cli.commands.{name}").run
+    return function
+
+
+def _stub() -> None:
+    """Stand for a command in the list of commands."""
+
+
+def _main_options(
+    version: bool = typer.Option(False, "--version", help="Show the version.", is_eager=True),  # noqa: FBT001, FBT003
+) -> None:
+    if version:
+        typer.echo(f"mountfs {importlib.import_module('mountfs').__version__}")
+        raise typer.Exit
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What every command has in common: its options, its renderer, its way to fail."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mountfs.cli.render import make_renderer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mountfs.cli.render import Renderer
+
+JSON_FLAG = "--json"
+
+_COMMON = {
+    "json": Annotated[bool, typer.Option(JSON_FLAG, help="Give one JSON object a line, for programs.")],
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="No notes, no progress.")],
+    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show causes of errors.")],
+}
+
+Image = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGE",
+        help="An image file, a set, or REPO/SET@POINT; POINT is a number, an id, a time or 'latest'.",
+        show_default=False,
+    ),
+]
+At = Annotated[
+    str | None,
+    typer.Option("--at", metavar="TIME", help="The newest point at or before a time: 2026-11-20T12:00."),
+]
+PointName = Annotated[
+    str | None, typer.Option("--point", "-p", metavar="POINT", help="Number, id, time, or 'latest'.")
+]
+Threads = Annotated[
+    int,
+    typer.Option("--threads", min=0, max=64, help="Worker threads; 0: as many as pay.", show_default=False),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before overwriting (for scripts).")]
+
+
+def command(function: Callable[..., int | None]) -> Callable[..., int]:
+    """Give a command the common options; it gets the renderer made from them as ``out``.
+
+    The function returns its exit code, None for 0.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "out"]
+    common = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in _COMMON.items()
+    ]
+
+    @functools.wraps(function)
+    def run(*, json: bool, quiet: bool, verbose: bool, **arguments: object) -> int:
+        return function(out=make_renderer(json=json, quiet=quiet, verbose=verbose), **arguments) or 0
+
+    parameters = [*own, *common]
+    vars(run)["__signature__"] = signature.replace(parameters=parameters)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def renderer_for(arguments: list[str]) -> Renderer:
+    """Return the renderer for errors of a command line that could not be parsed."""
+    flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return make_renderer(json=JSON_FLAG in flags, verbose="-v" in flags or "--verbose" in flags)

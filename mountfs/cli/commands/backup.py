@@ -1,0 +1,177 @@
+"""``mountfs backup``: image a disk, a partition or a file into a repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engine.backup import BackupOptions, BackupProgress, BackupResult, backup
+from engine.devices.backing import holds
+from engine.devices.guards import target_facts
+from engine.devices.source import SourceDevice, open_source
+from engine.plan import check_set_name, set_name_for
+from engine.verify import verify, worst_exit_code
+from imageformat.codec import DEFAULT_LEVEL
+from imageformat.errors import MountfsError, RepositoryInsideSourceError, UsageError
+from imageformat.layer import ImageType
+from imageformat.repository import Point, Repository
+from imageformat.selection import holds_images, select_point
+from imageformat.storage.local import LocalStorage
+from mountfs import __version__
+from mountfs.cli.command import Threads, command
+from mountfs.cli.render import Renderer, format_duration, format_size
+from mountfs.cli.reports import backup_result, show_damages
+
+WARNING_EXIT = 3
+
+Source = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="Disk, partition or image file.", show_default=False)
+]
+Repo = Annotated[
+    Path, typer.Argument(metavar="REPO", help="Folder for the images; made if missing.", show_default=False)
+]
+SetName = Annotated[
+    str | None, typer.Option("--set", metavar="NAME", help="Name of the set; default: that of the source.")
+]
+Type = Annotated[
+    ImageType | None,
+    typer.Option("--type", help="Default: full first, then inc.", show_default=False, case_sensitive=False),
+]
+Parent = Annotated[
+    str | None, typer.Option("--parent", metavar="POINT", help="Build on this point instead of the last.")
+]
+BlockSize = Annotated[
+    int, typer.Option("--block-size", metavar="KIB", help="Of a new chain: a power of two, 4 to 4096 KiB.")
+]
+Level = Annotated[int, typer.Option("--level", min=1, max=19, help="zstd level.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Read the new image back and verify every block.")]
+
+
+@command
+def run(
+    out: Renderer,
+    source: Source,
+    repository: Repo,
+    set_name: SetName = None,
+    type_: Type = None,
+    parent: Parent = None,
+    block_size: BlockSize = 64,
+    level: Level = DEFAULT_LEVEL,
+    threads: Threads = 0,
+    verify_after: Verify = False,
+) -> int:
+    """Image SOURCE into REPO. The first image of a set is full; later ones hold only what changed.
+
+    Nothing appears in the repository before the image is complete, durable and read back.
+    """
+    device = open_source(source)
+    try:
+        name = check_set_name(set_name) if set_name else set_name_for(device.identity.path)
+        check_places(device, repository, out)
+        options = BackupOptions(
+            type=type_,
+            block_size=_block_bytes(block_size),
+            level=level,
+            threads=threads,
+            any_source=set_name is not None,
+        )
+        opened = Repository(LocalStorage(repository.absolute()))
+        try:
+            parent_point = select_point(opened.image_set(name), parent) if parent is not None else None
+            result = _backup(out, device, opened, name, options, parent_point)
+            _show(out, opened, result, device.size)
+            if verify_after:
+                return _verify(out, opened, result)
+        finally:
+            opened.close()
+    finally:
+        device.close()
+    if result.warning:
+        out.warning(f"a full image was made: {result.warning}")
+        return WARNING_EXIT
+    return 0
+
+
+def _block_bytes(kib: int) -> int:
+    if kib & (kib - 1) or not 4 <= kib <= 4096:
+        raise UsageError("--block-size is a power of two from 4 to 4096 KiB")
+    return kib << 10
+
+
+def check_places(device: SourceDevice, repository: Path, out: Renderer) -> None:
+    """Refuse a repository that lies on the source; warn about a source that is being written.
+
+    Raises:
+        RepositoryInsideSourceError, UsageError
+    """
+    if holds(device.identity.path, str(repository)):
+        raise RepositoryInsideSourceError(
+            f"{repository} lies on {device.identity.path}, which is being imaged; use another disk"
+        )
+    if repository.is_dir() and holds_images(repository):
+        raise UsageError(
+            f"{repository} is a set, not a repository; name the folder above it: {repository.parent}"
+        )
+    if device.identity.kind != "file":
+        mounted = target_facts(device.identity.path).mounted_at
+        if mounted:
+            out.warning(
+                f"{device.identity.path} is mounted at {', '.join(mounted)}: what is written meanwhile may "
+                "be half in the image; unmount it, or image a snapshot"
+            )
+
+
+def _origin(device: SourceDevice) -> dict[str, object]:
+    identity = device.identity
+    known = {
+        "source": identity.path,
+        "kind": identity.kind,
+        "model": identity.model,
+        "serial": identity.serial,
+        "wwn": identity.wwn,
+        "writer": f"mountfs {__version__}",
+    }
+    return {key: value for key, value in known.items() if value}
+
+
+def _backup(
+    out: Renderer,
+    device: SourceDevice,
+    repository: Repository,
+    name: str,
+    options: BackupOptions,
+    parent: Point | None,
+) -> BackupResult:
+    with out.progress(f"image {device.identity.path}", device.size) as progress:
+
+        def report(state: BackupProgress) -> None:
+            progress.update(state.done, f"{format_size(state.stored)} stored")
+
+        return backup(device, repository, name, options, origin=_origin(device), parent=parent, report=report)
+
+
+def _show(out: Renderer, repository: Repository, result: BackupResult, size: int) -> None:
+    info = result.info
+    out.result(backup_result(result, repository.storage.url))
+    out.line(
+        f"{result.set_name}: point {info.number} ({info.type.value}): {format_size(size)} disk, "
+        f"{result.changed_blocks} blocks changed, {format_size(info.stored_size)} stored "
+        f"in {format_duration(result.seconds)}"
+    )
+    out.line(f"{repository.storage.url}/{result.key}")
+
+
+def _verify(out: Renderer, repository: Repository, result: BackupResult) -> int:
+    point = select_point(repository.image_set(result.set_name), str(result.info.number))
+    with out.progress("verify", point.size) as progress:
+        reports = list(
+            verify(repository, (point,), report=lambda state: progress.update(state.done, point.file_name))
+        )
+    code = worst_exit_code(reports)
+    if code:
+        show_damages(out, reports, {})
+        raise MountfsError(f"{result.key}: the new image does not verify; the destination is failing")
+    out.line(f"{result.set_name}: point {result.info.number}: every block verified")
+    return WARNING_EXIT if result.warning else 0

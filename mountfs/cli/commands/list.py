@@ -1,0 +1,98 @@
+"""``mountfs list``: what there is in a repository."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from imageformat.repository import ImageSet, Point
+from mountfs.cli.command import command
+from mountfs.cli.images import parse_name
+from mountfs.cli.render import Cell, Column, Renderer, format_size, format_time
+from mountfs.cli.reports import point_result
+from mountfs.session import Session
+
+Place = Annotated[
+    str,
+    typer.Argument(metavar="REPO|SET|IMAGE", help="Where the images are.", show_default=False),
+]
+
+_COLUMNS = (
+    Column("set"),
+    Column("point", right=True),
+    Column("type"),
+    Column("time"),
+    Column("disk", right=True),
+    Column("stored", right=True),
+    Column("parent", right=True),
+    Column("id"),
+    Column("state"),
+)
+
+
+@command
+def run(out: Renderer, place: Place) -> None:
+    """List sets and points: number, type, time, size of the disk, size stored, parent, state.
+
+    The states: ok (opens, not verified yet), verified, damaged (a verification said so), broken (cannot be
+    used; the reason stands below the table).
+    """
+    with Session(parse_name(place).path, read_ahead=False) as session:
+        location = session.location
+        sets = location.sets()
+        chosen = {point.key for point in location.points()}
+        out.result(
+            {
+                "repository": location.repository.storage.url,
+                "sets": [
+                    {
+                        "name": image_set.name,
+                        "points": [point_result(point) for point in image_set.points if point.key in chosen],
+                    }
+                    for image_set in sets
+                ],
+            }
+        )
+        out.table("", _COLUMNS, (row for image_set in sets for row in _rows(image_set, chosen)))
+        for image_set in sets:
+            for point in image_set.points:
+                if point.problem is not None and point.key in chosen:
+                    out.warning(f"{point.key}: {point.problem.message}")
+
+
+def _rows(image_set: ImageSet, chosen: set[str]) -> Iterator[tuple[Cell, ...]]:
+    numbers = {point.info.id: point.info.number for point in image_set.points if point.info}
+    for point in image_set.points:
+        if point.key in chosen:
+            yield _row(point, numbers)
+
+
+def _row(point: Point, numbers: dict[UUID, int]) -> tuple[Cell, ...]:
+    info = point.info
+    if info is None:
+        return (
+            point.set_name,
+            None,
+            None,
+            None,
+            None,
+            format_size(point.size),
+            None,
+            point.file_name,
+            point.state,
+        )
+    parent = "-" if info.parent_id is None else str(numbers.get(info.parent_id, "?"))
+    return (
+        point.set_name,
+        info.number,
+        info.type.value,
+        format_time(info.created_ns),
+        format_size(sum(disk.size for disk in info.disks)),
+        format_size(point.size),
+        parent,
+        info.id.hex[:8],
+        point.state,
+    )

@@ -1,0 +1,97 @@
+"""From what a person types to an opened image: ``PATH``, ``PATH@POINT``, ``PATH@POINT:INNER``."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from imageformat.errors import UsageError
+from imageformat.selection import split_image_path, split_selector
+from mountfs.names import from_path_name
+from mountfs.session import Session
+from mountfs.tree import walk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from imageformat.repository import Point
+    from mountfs.disktree import DiskTree
+    from mountfs.tree import Node
+
+
+class ImageName(NamedTuple):
+    """A name, taken apart."""
+
+    path: str
+    selector: str | None
+    inner: str | None
+
+
+def parse_name(text: str, *, point: str | None = None, at: str | None = None) -> ImageName:
+    """Take ``PATH[@POINT]`` apart; ``--point`` and ``--at`` say the same as ``@POINT``.
+
+    Raises:
+        UsageError: the point is named twice.
+    """
+    path, selector = split_selector(text, os.path.lexists)
+    return ImageName(path, _one_selector(selector, point, at), None)
+
+
+def parse_inner(text: str, *, point: str | None = None, at: str | None = None) -> ImageName:
+    """Take ``PATH[@POINT][:INNER]`` apart."""
+    path, selector, inner = split_image_path(text, os.path.lexists)
+    return ImageName(path, _one_selector(selector, point, at), inner)
+
+
+def _one_selector(*selectors: str | None) -> str | None:
+    given = [selector for selector in selectors if selector is not None]
+    if len(given) > 1:
+        raise UsageError("the point is named twice; use one of @POINT, --point and --at")
+    return given[0] if given else None
+
+
+@contextmanager
+def opened_point(name: ImageName, *, read_ahead: bool = False) -> Iterator[tuple[Session, Point]]:
+    """Open the one point that a name means."""
+    with Session(name.path, read_ahead=read_ahead) as session:
+        yield session, session.location.point(name.selector)
+
+
+@contextmanager
+def opened_tree(name: ImageName, *, read_ahead: bool = False) -> Iterator[DiskTree]:
+    """Open the tree of the one point that a name means."""
+    with opened_point(name, read_ahead=read_ahead) as (session, point):
+        tree = session.disk_tree(point)
+        try:
+            yield tree
+        finally:
+            tree.close()
+
+
+def inner_bytes(inner: str | None) -> bytes:
+    """Return the path inside an image as the trees know it: escapes of odd names undone."""
+    raw = os.fsencode(inner or "")
+    return b"/".join(from_path_name(part) if part else part for part in raw.split(b"/"))
+
+
+def find_node(tree: DiskTree, inner: str | None) -> tuple[Node, bytes | None]:
+    """Resolve a path inside an image; the second value is the named stream of ``file:stream``.
+
+    Raises:
+        NotFoundError: it is not there; the message tells what stands where the path ends.
+    """
+    raw = os.fsencode(inner or "")
+    parts = [from_path_name(part) for part in raw.split(b"/") if part not in {b"", b"."}]
+    node = tree.root()
+    for depth, part in enumerate(parts):
+        found = tree.child(node, part)
+        if found is None and depth == len(parts) - 1 and b":" in part:
+            name, _, stream = part.rpartition(b":")
+            holder = tree.child(node, name)
+            if holder is not None and any(known.name == stream for known in tree.streams(holder)):
+                return holder, stream
+        if found is None:
+            return walk(tree, b"/".join(parts)), None
+        node = found
+    return node, None

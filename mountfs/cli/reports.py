@@ -1,0 +1,91 @@
+"""What commands tell of images, points and damage, as values for programs and lines for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mountfs.listing import time_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from engine.backup import BackupResult
+    from engine.verify import Damage, FileReport
+    from imageformat.layer import ImageInfo
+    from imageformat.repository import Point
+    from mountfs.cli.render import Renderer
+
+MAX_SHOWN = 100
+"""Damages that are printed one by one for each file; JSON has them all."""
+
+
+def info_result(info: ImageInfo) -> dict[str, object]:
+    """Return the facts of an image."""
+    return {
+        "format": info.format,
+        "id": str(info.id),
+        "set_id": str(info.set_id),
+        "number": info.number,
+        "kind": info.type.value,
+        "created": time_text(info.created_ns),
+        "created_ns": info.created_ns,
+        "root": info.root.hex(),
+        "parent_id": str(info.parent_id) if info.parent_id else None,
+        "depth": info.depth,
+        "stored_size": info.stored_size,
+        "disks": [
+            {"size": disk.size, "block_size": disk.block_size, "sector_size": disk.sector_size}
+            for disk in info.disks
+        ],
+        "details": dict(info.details),
+    }
+
+
+def point_result(point: Point) -> dict[str, object]:
+    """Return the facts of a point in its set."""
+    facts: dict[str, object] = {
+        "set": point.set_name,
+        "file": point.key,
+        "size": point.size,
+        "state": point.state,
+        "verified": time_text(point.proof.verified_ns) if point.proof else None,
+    }
+    if point.problem is not None:
+        facts["problem"] = {"error": point.problem.error, "message": point.problem.message}
+    return facts | (info_result(point.info) if point.info is not None else {})
+
+
+def backup_result(result: BackupResult, url: str) -> dict[str, object]:
+    """Return the facts of a finished backup."""
+    return {
+        "repository": url,
+        "set": result.set_name,
+        "file": result.key,
+        "changed_blocks": result.changed_blocks,
+        "seconds": round(result.seconds, 3),
+        "warning": result.warning or None,
+        **info_result(result.info),
+    }
+
+
+def damage_result(damage: Damage, files: Sequence[str]) -> dict[str, object]:
+    """Return one damage, with the files it belongs to."""
+    return {
+        "error": damage.error,
+        "message": damage.message,
+        "disk_offset": damage.disk_offset,
+        "length": damage.length,
+        "files": list(files),
+    }
+
+
+def show_damages(out: Renderer, reports: Sequence[FileReport], files: Mapping[Damage, Sequence[str]]) -> None:
+    """Print what is wrong, file by file."""
+    for report in reports:
+        for damage in report.damages[:MAX_SHOWN]:
+            out.line(f"DAMAGED  {damage.message}")
+            for name in files.get(damage, ()):
+                out.line(f"         belongs to {name}")
+        hidden = report.damaged_count - min(len(report.damages), MAX_SHOWN)
+        if hidden > 0:
+            out.line(f"         and {hidden} more in {report.point.key}; --json lists them")
