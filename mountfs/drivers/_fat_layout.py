@@ -102,6 +102,8 @@ def _read_fat(raw: bytes) -> FatLayout:
     heap = reserved + tables * size + root_sectors
     count = (total - heap) // per_cluster
     is_32 = not size16
+    if is_32 and root_cluster < 2:
+        raise VolumeError("the FAT32 boot sector is damaged: no root directory")
     active = flags & 0xF if is_32 and flags & 0x80 else 0
     if active >= tables:
         raise VolumeError(f"the boot sector is damaged: table {active} of {tables} is the active one")

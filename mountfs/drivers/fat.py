@@ -100,7 +100,7 @@ class FatVolume:
             runs = RunList()
             runs.add(0, self._layout.root_size, self._layout.root_offset)
             return runs
-        if key.size:
+        if self._layout.is_exfat and key.position:
             if key.size > _MAX_DIRECTORY:
                 raise VolumeError(f"a directory of {key.size} bytes")
             return self._chains.runs(key.cluster, key.size, contiguous=key.contiguous)
