@@ -48,10 +48,11 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before overwr
 def command(function: Callable[..., int | None]) -> Callable[..., int]:
     """Give a command the common options; it gets the renderer made from them as ``out``.
 
-    The function returns its exit code, None for 0.
+    The function returns its exit code, None for 0. One that writes bytes of its own takes ``json`` too.
     """
     signature = inspect.signature(function, eval_str=True)
-    own = [parameter for name, parameter in signature.parameters.items() if name != "out"]
+    own = [parameter for name, parameter in signature.parameters.items() if name not in {"out", "json"}]
+    wants_json = "json" in signature.parameters
     common = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
         for name, annotation in _COMMON.items()
@@ -59,6 +60,8 @@ def command(function: Callable[..., int | None]) -> Callable[..., int]:
 
     @functools.wraps(function)
     def run(*, json: bool, quiet: bool, verbose: bool, **arguments: object) -> int:
+        if wants_json:
+            arguments["json"] = json
         return function(out=make_renderer(json=json, quiet=quiet, verbose=verbose), **arguments) or 0
 
     parameters = [*own, *common]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mountfs.listing import time_text
+from mountfs.listing import exact_text, time_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from engine.backup import BackupResult
     from engine.verify import Damage, FileReport
     from imageformat.layer import ImageInfo
+    from imageformat.partitions import PartitionTable
     from imageformat.repository import Point
     from mountfs.cli.render import Renderer
+    from mountfs.volumes import Volume
 
 MAX_SHOWN = 100
 """Damages that are printed one by one for each file; JSON has them all."""
@@ -53,6 +55,40 @@ def point_result(point: Point) -> dict[str, object]:
     if point.problem is not None:
         facts["problem"] = {"error": point.problem.error, "message": point.problem.message}
     return facts | (info_result(point.info) if point.info is not None else {})
+
+
+def table_result(table: PartitionTable) -> dict[str, object]:
+    """Return what a partition table says of its disk."""
+    return {
+        "scheme": table.scheme,
+        "disk_id": table.disk_id,
+        "sector_size": table.sector_size,
+        "warnings": list(table.warnings),
+    }
+
+
+def volume_result(volume: Volume) -> dict[str, object]:
+    """Return the facts of a partition and of what lies in it."""
+    partition, info = volume.partition, volume.info
+    return {
+        **exact_text("folder", volume.name),
+        "number": volume.number,
+        "offset": volume.offset,
+        "size": volume.size,
+        "partition": None
+        if partition is None
+        else {
+            "type_id": partition.type_id,
+            "type_name": partition.type_name,
+            "name": partition.name,
+            "uuid": partition.uuid,
+            "bootable": partition.bootable,
+        },
+        "file_system": None
+        if info is None
+        else {"type": info.type, "label": info.label, "uuid": info.uuid, "note": info.note},
+        "unreadable": volume.reason or None,
+    }
 
 
 def backup_result(result: BackupResult, url: str) -> dict[str, object]:

@@ -1,0 +1,122 @@
+"""``mountfs doctor``: what works here, what does not, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, NamedTuple
+
+import typer
+
+import imageformat.formats
+import imageformat.partitions
+import imageformat.storage
+import mountfs.drivers
+from engine.devices.inventory import list_block_devices
+from imageformat.plugins import discover
+from mountfs import __version__, adapters
+from mountfs.cli.command import command
+from mountfs.cli.render import Renderer, format_size
+from mountfs.mounts import MountState, abort, clear_stale, list_mounts
+
+Fix = Annotated[bool, typer.Option("--fix", help="Detach mounts whose server died or does not answer.")]
+
+_LIBRARIES = ("zstandard", "xxhash", "cachetools", "msgspec", "mfusepy", "pytsk3", "typer", "rich")
+_REGISTRIES = {
+    "format": imageformat.formats,
+    "storage": imageformat.storage,
+    "partition table": imageformat.partitions,
+    "driver": mountfs.drivers,
+}
+PROBLEM_EXIT = 1
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    what: str
+    state: str
+    """``ok``, ``missing``, ``note`` or ``stale``."""
+    detail: str
+    mend: str = ""
+
+
+@command
+def run(out: Renderer, fix: Fix = False) -> int:
+    """Look at this machine: libraries, FUSE, formats, drivers, disks, mounts that died.
+
+    Exit code 0 when everything works, 1 when something is missing or stale.
+    """
+    if fix:
+        for record in list_mounts():
+            if record.state is MountState.NOT_RESPONDING:
+                abort(record)
+        for record in clear_stale():
+            out.note(f"{record.mountpoint}: detached, its server was dead")
+    findings = list(examine())
+    out.result({"findings": [finding._asdict() for finding in findings]})
+    out.table("", ("what", "state", "detail"), (finding[:3] for finding in findings))
+    for finding in findings:
+        if finding.mend:
+            out.line(f"{finding.what}: {finding.mend}")
+    return PROBLEM_EXIT if any(finding.state in {"missing", "stale"} for finding in findings) else 0
+
+
+def examine() -> Iterator[Finding]:
+    """Look at everything, changing nothing."""
+    yield Finding("mountfs", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
+    yield from _libraries()
+    yield from _plugins()
+    yield from _fuse()
+    yield from _disks()
+    yield from _mounts()
+
+
+def _libraries() -> Iterator[Finding]:
+    for name in _LIBRARIES:
+        try:
+            yield Finding(name, "ok", version(name))
+        except PackageNotFoundError:
+            yield Finding(name, "missing", "", f"pip install {name}")
+
+
+def _plugins() -> Iterator[Finding]:
+    for kind, package in _REGISTRIES.items():
+        found = discover(package)
+        for record in found.available:
+            types = ", ".join(sorted(getattr(record, "types", ())))
+            yield Finding(f"{kind} {record.name}", "ok", types)
+        for missing in found.unavailable:
+            yield Finding(f"{kind} {missing.name}", "missing", missing.reason)
+
+
+def _fuse() -> Iterator[Finding]:
+    for adapter in discover(adapters).available:
+        reason = adapter.unavailable()
+        if reason is None:
+            yield Finding(f"mount by {adapter.name}", "ok", "")
+        else:
+            yield Finding(f"mount by {adapter.name}", "missing", "ls, cat, cp, verify, restore work", reason)
+
+
+def _disks() -> Iterator[Finding]:
+    devices = list_block_devices()
+    readable = sum(os.access(device.path, os.R_OK) for device in devices)
+    detail = ", ".join(f"{device.path} {format_size(device.size)}" for device in devices[:8])
+    if devices and not readable:
+        yield Finding("disks", "note", detail, "only root may read the disks: use sudo to image or restore them")
+    else:
+        yield Finding("disks", "ok", detail or "none")
+
+
+def _mounts() -> Iterator[Finding]:
+    for record in list_mounts():
+        stale = record.state is not MountState.OK
+        yield Finding(
+            f"mount {record.mountpoint}",
+            "stale" if stale else "ok",
+            f"{record.source}: {record.state.value}",
+            "mountfs doctor --fix" if stale else "",
+        )

@@ -1,0 +1,123 @@
+"""``mountfs info``: what an image is."""
+
+from __future__ import annotations
+
+from imageformat.layer import ImageInfo
+from mountfs.cli.command import At, Image, PointName, command
+from mountfs.cli.images import opened_point, parse_name
+from mountfs.cli.render import Column, Renderer, format_size, format_time
+from mountfs.cli.reports import info_result, point_result, table_result, volume_result
+from mountfs.disktree import DiskTree
+from mountfs.volumes import Volume
+
+_VOLUMES = (
+    Column("folder"),
+    Column("offset", right=True),
+    Column("size", right=True),
+    Column("partition"),
+    Column("file system"),
+    Column("label"),
+    Column("uuid"),
+    Column("note"),
+)
+_CHAIN = (
+    Column("point", right=True),
+    Column("type"),
+    Column("time"),
+    Column("stored", right=True),
+    Column("id"),
+)
+
+
+@command
+def run(out: Renderer, image: Image, point: PointName = None, at: At = None) -> None:
+    """Show what an image is: header, chain, disk, partitions, file systems, what is stored."""
+    with opened_point(parse_name(image, point=point, at=at)) as (session, chosen):
+        view = session.view(chosen)
+        chain = session.location.repository.chain(chosen)
+        line = [chain.layer(depth).info for depth in range(chain.depth + 1)]
+        tree = session.disk_tree(chosen)
+        try:
+            volumes = tree.volumes()
+            out.result(
+                {
+                    **point_result(chosen),
+                    "disk": {"size": view.size, "sector_size": view.sector_size},
+                    "table": table_result(tree.table),
+                    "volumes": [volume_result(volume) for volume in volumes],
+                    "chain": [info_result(info) for info in line],
+                }
+            )
+            _show_facts(out, chain.info)
+            _show_disk(out, tree, volumes)
+            if chain.depth:
+                out.line("")
+                out.table("Chain", _CHAIN, (_chain_row(info) for info in line))
+        finally:
+            tree.close()
+
+
+def _show_facts(out: Renderer, info: ImageInfo) -> None:
+    details = info.details
+    disk = info.disks[0]
+    source = " ".join(str(details[key]) for key in ("model", "serial", "source") if details.get(key))
+    facts = {
+        "Image": f"{info.format} {info.id}",
+        "Point": f"{info.number} ({info.type.value}), {format_time(info.created_ns)}",
+        "Source": f"{source} on {details.get('host', '?')}",
+        "Disk": f"{format_size(disk.size)} ({disk.size} bytes), sectors of {disk.sector_size}",
+        "Stored here": stored_text(info),
+        "Root": info.root.hex(),
+    }
+    for name, value in facts.items():
+        out.line(f"{name + ':':<13}{value}")
+
+
+def stored_text(info: ImageInfo) -> str:
+    """Say what an image file holds of its own, and how well it was compressed."""
+    counts = {name: _count(info, f"{name}_blocks") for name in ("data", "zero", "unused", "bad")}
+    raw, stored = _count(info, "raw_bytes"), _count(info, "stored_bytes")
+    ratio = f", {raw / stored:.2f}:1" if stored else ""
+    blocks = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no"
+    return (
+        f"{blocks} blocks of {format_size(info.disks[0].block_size)}; "
+        f"{format_size(raw)} as {format_size(info.stored_size)}{ratio}"
+    )
+
+
+def _count(info: ImageInfo, name: str) -> int:
+    value = info.details.get(name, 0)
+    return value if isinstance(value, int) else 0
+
+
+def _show_disk(out: Renderer, tree: DiskTree, volumes: tuple[Volume, ...]) -> None:
+    table = tree.table
+    out.line("")
+    scheme = "no partition table" if table.scheme == "none" else f"{table.scheme.upper()} {table.disk_id}"
+    out.table(scheme, _VOLUMES, (_volume_row(volume) for volume in volumes))
+    for warning in table.warnings:
+        out.warning(warning)
+
+
+def _volume_row(volume: Volume) -> tuple[str | bytes | int, ...]:
+    info, partition = volume.info, volume.partition
+    return (
+        volume.name,
+        volume.offset,
+        format_size(volume.size),
+        partition.type_name if partition else "",
+        info.type if info else "unknown",
+        info.label if info else "",
+        info.uuid if info else "",
+        volume.reason or (info.note if info else ""),
+    )
+
+
+def _chain_row(info: ImageInfo) -> tuple[int | str, ...]:
+    return (
+        info.number,
+        info.type.value,
+        format_time(info.created_ns),
+        format_size(info.stored_size),
+        info.id.hex[:8],
+    )

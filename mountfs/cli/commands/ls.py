@@ -1,0 +1,60 @@
+"""``mountfs ls``: list a folder inside an image."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mountfs.cli.command import At, PointName, command
+from mountfs.cli.images import find_node, opened_tree, parse_inner
+from mountfs.cli.render import Column, Renderer, format_time
+from mountfs.listing import describe, list_directory, long_row
+
+Inside = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGE:PARTITION/PATH",
+        help="As in a mount: SET@latest:2/home, FILE.mfi:0/docs; without a path: the partitions.",
+        show_default=False,
+    ),
+]
+Long = Annotated[bool, typer.Option("--long", "-l", help="Type, mode, owner, size, time, link target.")]
+
+_LONG = (
+    Column("mode"),
+    Column("links", right=True),
+    Column("owner"),
+    Column("size", right=True),
+    Column("modified"),
+    Column("name"),
+)
+
+
+@command
+def run(out: Renderer, inside: Inside, long: Long = False, point: PointName = None, at: At = None) -> None:
+    """List a folder inside an image, without mounting anything."""
+    with opened_tree(parse_inner(inside, point=point, at=at)) as tree:
+        node, _ = find_node(tree, parse_inner(inside).inner)
+        entries = list_directory(tree, node)
+        out.result({"entries": [describe(tree, entry) for entry in entries]})
+        if not long:
+            for entry in entries:
+                out.line(entry.name)
+            return
+        rows = (long_row(tree, entry) for entry in entries)
+        out.table(
+            "",
+            _LONG,
+            (
+                (
+                    row.mode,
+                    row.links,
+                    row.owner,
+                    row.device if row.size is None else row.size,
+                    format_time(row.mtime_ns),
+                    row.label,
+                )
+                for row in rows
+            ),
+        )

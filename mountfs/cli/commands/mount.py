@@ -1,0 +1,141 @@
+"""``mountfs mount``: show a repository, a set or an image as a folder."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imageformat.errors import FuseUnavailableError, UsageError
+from imageformat.plugins import discover
+from mountfs import adapters
+from mountfs.adapters import MountAdapter, MountOptions
+from mountfs.cli.command import At, PointName, command
+from mountfs.cli.images import ImageName, parse_name
+from mountfs.cli.render import Renderer
+from mountfs.daemon import run_in_background
+from mountfs.mounts import check_mountpoint
+from mountfs.session import Session
+
+Place = Annotated[
+    str,
+    typer.Argument(
+        metavar="REPO|SET|IMAGE",
+        help="All points of all sets, all points of a set, or one point (SET@POINT, or a file).",
+        show_default=False,
+    ),
+]
+MountPoint = Annotated[
+    Path, typer.Argument(metavar="DIR", help="An empty folder.", show_default=False)
+]
+DiskOnly = Annotated[bool, typer.Option("--disk", help="Show only disk.img, for losetup, qemu, testdisk ...")]
+Foreground = Annotated[bool, typer.Option("--foreground", "-f", help="Stay until unmounted or Ctrl-C.")]
+Uid = Annotated[int | None, typer.Option("--uid", min=0, help="Show all files as owned by this user.")]
+Gid = Annotated[int | None, typer.Option("--gid", min=0, help="Show all files as owned by this group.")]
+Umask = Annotated[
+    str | None, typer.Option("--umask", metavar="OCTAL", help="Take these permission bits from all files.")
+]
+AllowOther = Annotated[bool, typer.Option("--allow-other", help="Let other users of this machine in.")]
+CacheSize = Annotated[int, typer.Option("--cache", min=1, metavar="MIB", help="Memory for decoded blocks.")]
+
+
+@command
+def run(
+    out: Renderer,
+    place: Place,
+    mountpoint: MountPoint,
+    point: PointName = None,
+    at: At = None,
+    disk_only: DiskOnly = False,
+    foreground: Foreground = False,
+    uid: Uid = None,
+    gid: Gid = None,
+    umask: Umask = None,
+    allow_other: AllowOther = False,
+    cache: CacheSize = 64,
+) -> None:
+    """Mount read-only: DIR/SET/POINT/{disk.img, 1-fat32-EFI/..., 2-ntfs-Data/...}, or one point alone.
+
+    Returns when the folder can be used. New points appear while it is mounted. End it with
+    'mountfs umount DIR'.
+    """
+    adapter = fuse_adapter()
+    name = parse_name(place, point=point, at=at)
+    name = name._replace(path=str(Path(name.path).absolute()))
+    options = MountOptions(
+        mountpoint=check_mountpoint(mountpoint),
+        source=place,
+        uid=uid,
+        gid=gid,
+        umask=_octal(umask),
+        allow_other=allow_other,
+    )
+
+    def serve(ready: Callable[[], None]) -> None:
+        serve_tree(adapter, name, options, ready, disk_only=disk_only, capacity=cache << 20)
+
+    facts: dict[str, object] = {"mountpoint": str(options.mountpoint), "source": place}
+    if foreground:
+        serve(lambda: _tell(out, facts, "Ctrl-C"))
+        return
+    run_in_background(serve)
+    _tell(out, facts, f"mountfs umount {mountpoint}")
+
+
+def _tell(out: Renderer, facts: dict[str, object], end: str) -> None:
+    out.result({**facts, "state": "mounted"})
+    out.note(f"{facts['source']} is mounted at {facts['mountpoint']}; end it with: {end}")
+
+
+def fuse_adapter() -> MountAdapter:
+    """Return the adapter that mounts on this machine.
+
+    Raises:
+        FuseUnavailableError: none does; what is missing, and what works without it.
+    """
+    reasons = []
+    for adapter in discover(adapters).available:
+        reason = adapter.unavailable()
+        if reason is None:
+            found: MountAdapter = adapter
+            return found
+        reasons.append(reason)
+    error = FuseUnavailableError("; ".join(reasons) or "no way to mount is installed")
+    error.add_note("ls, tree, cat, cp, verify and restore work without it")
+    raise error
+
+
+def serve_tree(
+    adapter: MountAdapter,
+    name: ImageName,
+    options: MountOptions,
+    ready: Callable[[], None],
+    *,
+    disk_only: bool,
+    capacity: int,
+) -> None:
+    """Open what was named and serve it until it is unmounted."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with Session(name.path, capacity=capacity) as session:
+        tree = session.tree(name.selector, disk_only=disk_only)
+        try:
+            adapter.mount(tree, options, ready)
+        finally:
+            tree.close()
+
+
+def _octal(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        value = int(text, 8)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 0o777:
+        raise UsageError(f"--umask {text}: three octal digits are expected, such as 022")
+    return value
