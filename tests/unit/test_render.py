@@ -407,8 +407,11 @@ def test_a_reader_that_goes_away_ends_it_quietly(json_mode: bool) -> None:
     code = f"""
         def main():
             renderer = make_renderer(json={json_mode})
-            for n in range(100000):
-                {say}
+            try:
+                for n in range(100000):
+                    {say}
+            finally:
+                sys.stdout.write("more that nobody reads")
             return 0
         sys.exit(run_to_exit_code(main))
     """
