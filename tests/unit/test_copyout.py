@@ -43,6 +43,7 @@ from mountfs.copyout import (
     copy_out,
     measure,
 )
+from mountfs.copyout.folder import open_folder
 from mountfs.names import to_path_name
 from mountfs.tree import Node, NodeKind, Stream, walk
 
@@ -776,10 +777,13 @@ def test_depth_is_bounded(tmp_path: Path) -> None:
         tree._items[item.node.key] = item
         pending += item.children
     top.children.append(chain)
-    result = copy(top, tmp_path / "t", tree=tree)
+    try:
+        result = copy(top, tmp_path / "t", tree=tree)
+    finally:
+        # deeper than pytest itself can remove
+        subprocess.run(["rm", "-rf", tmp_path / "t"], check=True)
     assert result.folders == 512
     assert [type(failure.error) for failure in result.failures] == [VolumeError]
-    subprocess.run(["rm", "-rf", tmp_path / "t"], check=True)
 
 
 def test_running_out_of_handles_is_recorded(tmp_path: Path) -> None:
@@ -957,6 +961,60 @@ def test_a_name_taken_while_the_file_is_copied_is_not_overwritten(tmp_path: Path
     assert result.failure_count == 1
     assert (tmp_path / "a").read_bytes() == b"rival"
     assert everything_below(tmp_path) == {"a"}
+
+
+def test_without_hard_links_a_rival_is_not_overwritten_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        (tmp_path / "a").write_bytes(b"rival")
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    result = copy(folder(b"", file(b"a", b"ours")), tmp_path, b"a")
+    assert result.failure_count == 1
+    assert (tmp_path / "a").read_bytes() == b"rival"
+    assert everything_below(tmp_path) == {"a"}
+
+
+def test_an_interrupt_of_the_clean_up_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    true_unlink = os.unlink
+    pending = [KeyboardInterrupt]
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        if pending:
+            raise pending.pop()
+        true_unlink(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            copy(folder(b"", file(b"a")), tmp_path, b"a")
+    assert everything_below(tmp_path) == {"a"}
+
+
+def test_the_way_back_to_a_first_copy_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    top = open_folder(os.fsencode(tmp_path))
+    with contextlib.closing(top):
+        with top.below(b"real/") as fd:
+            assert os.fstat(fd).st_ino == (tmp_path / "real").stat().st_ino
+        with pytest.raises(NotADirectoryError), top.below(b"link/"):
+            pass
+
+
+@pytest.mark.root
+def test_a_file_larger_than_the_free_space_is_not_even_begun(small_disk: Path) -> None:
+    class Unread(MemoryTree):
+        def read(self, node: Node, offset: int, size: int, stream: bytes | None = None) -> bytes:  # noqa: ARG002
+            raise AssertionError("read")
+
+    (small_disk / "there").write_bytes(bytes(MIB))
+    top = folder(b"", file(b"a", bytes(MIB + MIB // 2)))
+    with pytest.raises(DestinationFullError):
+        copy(top, small_disk, tree=Unread(top))
+    assert everything_below(small_disk) == {"there"}
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, InterruptedByUserError])

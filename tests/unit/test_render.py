@@ -422,10 +422,18 @@ def test_a_reader_that_goes_away_ends_it_quietly(json_mode: bool) -> None:
     assert len(done.stdout.splitlines()) == 2
 
 
-def test_a_last_flush_into_a_closed_pipe_is_quiet_too() -> None:
-    code = """
+SMALL_OUTPUT = "make_renderer().line('x')"
+OUTPUT_AFTERWARDS = """try:
+                make_renderer(json=True).result({})
+            finally:
+                make_renderer().line('more')"""
+
+
+@pytest.mark.parametrize("say", [SMALL_OUTPUT, OUTPUT_AFTERWARDS])
+def test_what_is_left_for_a_closed_pipe_is_dropped_quietly(say: str) -> None:
+    code = f"""
         def main():
-            make_renderer().line("x")
+            {say}
             return 0
         sys.exit(run_to_exit_code(main))
     """
@@ -478,6 +486,9 @@ def test_drawing_is_not_loaded_for_a_pipe() -> None:
 # ---------------------------------------------------------------- a terminal
 
 
+DRAWING_VARIABLES = {"NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES"}
+
+
 def on_terminal(
     code: str, *, environ: dict[str, str] | None = None, typed: bytes = b"", columns: int = 100
 ) -> str:
@@ -485,30 +496,29 @@ def on_terminal(
     text = (
         "import sys\nfrom mountfs.cli.render import *\nEVIL = " + ascii(EVIL) + "\n" + textwrap.dedent(code)
     )
-    child, handle = pty.fork()
-    if child == 0:
-        for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
-            os.environ.pop(name, None)
-        os.environ.update(
-            {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"} | (environ or {})
-        )
-        os.execv(sys.executable, [sys.executable, "-c", text])
-    fcntl.ioctl(handle, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    variables = {name: value for name, value in os.environ.items() if name not in DRAWING_VARIABLES}
+    variables |= {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"} | (environ or {})
+    handle, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    child = subprocess.Popen(
+        [sys.executable, "-c", text],
+        env=variables,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
     if typed:
         os.write(handle, typed)
     seen = bytearray()
-    while True:
-        try:
-            piece = os.read(handle, 65536)
-        except OSError:
-            break
-        if not piece:
-            break
-        seen += piece
+    # the end of a terminal is an error, not an empty read
+    with contextlib.suppress(OSError):
+        while piece := os.read(handle, 65536):
+            seen += piece
     os.close(handle)
-    _, status = os.waitpid(child, 0)
     shown = seen.decode("utf-8")
-    assert status == 0, shown
+    assert child.wait() == 0, shown
     return shown
 
 
