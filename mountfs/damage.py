@@ -66,9 +66,7 @@ def _name_in_volume(
 ) -> None:
     for path, node in _entries(tree, volume):
         hit = {
-            damaged
-            for start, length in _placed(tree, node)
-            for damaged in _touching(ranges, start, length)
+            damaged for start, length in _placed(tree, node) for damaged in _touching(ranges, start, length)
         }
         for damaged in sorted(hit):
             if len(names[damaged]) < MAX_NAMES:

@@ -198,6 +198,15 @@ class DiskTree:
         tree, inner = self._resolve(_key(node))
         return tree.extents(inner)
 
+    def placements(self, node: Node) -> Iterator[tuple[int, int]]:
+        """See `FileTree.placements`: offsets on the disk."""
+        key = _key(node)
+        tree, inner = self._resolve(key)
+        volumes = (volume for volume in self.volumes() if volume.number == key.number)
+        start = next((volume.offset for volume in volumes), 0)
+        for offset, length in tree.placements(inner):
+            yield start + offset, length
+
     def readlink(self, node: Node) -> bytes:
         """See `FileTree.readlink`."""
         tree, inner = self._resolve(_key(node))

@@ -82,6 +82,10 @@ class FlatTree:
             for extent in device.extents(0, device.size)
         )
 
+    def placements(self, node: Node) -> Iterator[tuple[int, int]]:  # noqa: ARG002 (nothing is laid out here)
+        """See `FileTree.placements`: the files are windows on the device, not files that lie on it."""
+        return iter(())
+
     def readlink(self, node: Node) -> bytes:
         """See `FileTree.readlink`."""
         raise UsageError(f"{node.name!r} is not a symbolic link")

@@ -180,6 +180,17 @@ class FolderTree:
         finally:
             self._give_back(subtree)
 
+    def placements(self, node: Node) -> Iterator[tuple[int, int]]:
+        """See `FileTree.placements`: on the device of the subtree; the folders made here lie nowhere."""
+        key = self._key(node)
+        if isinstance(key, _EntryKey):
+            return
+        subtree, tree = self._borrow(key)
+        try:
+            yield from tree.placements(_inside(subtree, tree, key))
+        finally:
+            self._give_back(subtree)
+
     def readlink(self, node: Node) -> bytes:
         """See `FileTree.readlink`."""
         key = self._key(node)

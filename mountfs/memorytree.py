@@ -93,6 +93,10 @@ class MemoryTree:
         elif node.size:
             yield Extent(0, node.size, ExtentKind.DATA)
 
+    def placements(self, node: Node) -> Iterator[tuple[int, int]]:  # noqa: ARG002 (there is no device)
+        """See `FileTree.placements`."""
+        return iter(())
+
     def readlink(self, node: Node) -> bytes:
         """See `FileTree.readlink`."""
         item = self._find(node)[1]

@@ -97,6 +97,13 @@ class FileTree(Protocol):
         """Describe a file as DATA and ZERO (holes), covering its size."""
         ...
 
+    def placements(self, node: Node) -> Iterator[tuple[int, int]]:
+        """Yield (offset, length) of where a file or directory lies on the device below the tree.
+
+        As far as it is known, named streams included; to name what a damaged block belongs to.
+        """
+        ...
+
     def readlink(self, node: Node) -> bytes:
         """Return the target of a symbolic link, verbatim."""
         ...

@@ -125,6 +125,10 @@ class Content(Protocol):
         """DATA and ZERO, covering the size."""
         ...
 
+    def placements(self) -> Iterator[tuple[int, int]]:
+        """Where it lies on the volume, as (offset, length), as far as it is known."""
+        ...
+
 
 class RunContent:
     """Bytes that lie on the volume as they are; read straight from the device, no lock."""
@@ -166,6 +170,10 @@ class RunContent:
             position = run.offset + run.length
         yield Extent(position, self.size - position, ExtentKind.ZERO)
 
+    def placements(self) -> Iterator[tuple[int, int]]:
+        """See `Content.placements`."""
+        return ((run.source, run.length) for run in self._runs)
+
 
 class BytesContent:
     """Bytes that the metadata itself holds: inline and resident data."""
@@ -183,3 +191,7 @@ class BytesContent:
         """See `Content.extents`."""
         if self.size:
             yield Extent(0, self.size, ExtentKind.DATA)
+
+    def placements(self) -> Iterator[tuple[int, int]]:
+        """See `Content.placements`: it has no place of its own."""
+        return iter(())

@@ -199,6 +199,13 @@ class VolumeTree:
         """See `FileTree.extents`."""
         return self._content(node, None).extents()
 
+    def placements(self, node: Node) -> Iterator[tuple[int, int]]:
+        """See `FileTree.placements`."""
+        if node.kind is NodeKind.FILE:
+            yield from self._content(node, None).placements()
+            for stream in self.streams(node):
+                yield from self._content(node, stream.name).placements()
+
     def readlink(self, node: Node) -> bytes:
         """See `FileTree.readlink`."""
         self._check_open()

@@ -147,6 +147,7 @@ class LibraryContent:
     def __init__(self, library: TskFileSystem, file: TskFile, attribute: TskAttribute) -> None:
         self._library = library
         self._file = file
+        self._attribute = attribute
         self._type = attribute.info.type
         self._id = int(attribute.info.id)
         self.size = int(attribute.info.size)
@@ -168,3 +169,14 @@ class LibraryContent:
         """See `Content.extents`: all of it is DATA."""
         if self.size:
             yield Extent(0, self.size, ExtentKind.DATA)
+
+    def placements(self) -> Iterator[tuple[int, int]]:
+        """See `Content.placements`: where the compressed bytes lie; resident ones lie in the metadata."""
+        block_size = self._library.block_size
+        with self._library.calling("the map of a file cannot be read"):
+            places = [
+                (int(run.addr) * block_size, int(run.len) * block_size)
+                for run in self._attribute
+                if not int(run.flags) & (_RUN_SPARSE | _RUN_FILLER)
+            ]
+        return iter(places)

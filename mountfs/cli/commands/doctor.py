@@ -66,7 +66,9 @@ def run(out: Renderer, fix: Fix = False) -> int:
 
 def examine() -> Iterator[Finding]:
     """Look at everything, changing nothing."""
-    yield Finding("mountfs", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
+    yield Finding(
+        "mountfs", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
+    )
     yield from _libraries()
     yield from _plugins()
     yield from _fuse()
@@ -106,7 +108,9 @@ def _disks() -> Iterator[Finding]:
     readable = sum(os.access(device.path, os.R_OK) for device in devices)
     detail = ", ".join(f"{device.path} {format_size(device.size)}" for device in devices[:8])
     if devices and not readable:
-        yield Finding("disks", "note", detail, "only root may read the disks: use sudo to image or restore them")
+        yield Finding(
+            "disks", "note", detail, "only root may read the disks: use sudo to image or restore them"
+        )
     else:
         yield Finding("disks", "ok", detail or "none")
 

@@ -28,9 +28,7 @@ Place = Annotated[
         show_default=False,
     ),
 ]
-MountPoint = Annotated[
-    Path, typer.Argument(metavar="DIR", help="An empty folder.", show_default=False)
-]
+MountPoint = Annotated[Path, typer.Argument(metavar="DIR", help="An empty folder.", show_default=False)]
 DiskOnly = Annotated[bool, typer.Option("--disk", help="Show only disk.img, for losetup, qemu, testdisk ...")]
 Foreground = Annotated[bool, typer.Option("--foreground", "-f", help="Stay until unmounted or Ctrl-C.")]
 Uid = Annotated[int | None, typer.Option("--uid", min=0, help="Show all files as owned by this user.")]

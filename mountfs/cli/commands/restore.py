@@ -127,9 +127,7 @@ def contents(path: str) -> list[str]:
         device.close()
 
 
-def _restore(
-    out: Renderer, part: BlockDevice, target: Target, threads: int, *, check: bool
-) -> RestoreResult:
+def _restore(out: Renderer, part: BlockDevice, target: Target, threads: int, *, check: bool) -> RestoreResult:
     steps = 2 if check else 1
     with out.progress(f"restore to {target.path}", part.size * steps) as progress:
 

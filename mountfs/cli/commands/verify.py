@@ -87,7 +87,9 @@ def _tell(out: Renderer, report: FileReport, files: FilesByDamage) -> None:
         }
     )
     if report.transient:
-        out.warning(f"{report.point.key}: {report.transient} reads were wrong once: the medium may be failing")
+        out.warning(
+            f"{report.point.key}: {report.transient} reads were wrong once: the medium may be failing"
+        )
     if report.damages:
         show_damages(out, (report,), named)
     else:
