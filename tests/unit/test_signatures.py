@@ -29,7 +29,7 @@ HEAD = 20 * MIB
 UUID = "12345678-9abc-4def-8123-456789abcdef"
 RAW_UUID = bytes.fromhex(UUID.replace("-", ""))
 OUR_TYPES = {
-    "hfsplus": "hf" + "s+",
+    "hfsplus": "hfs+",
     "LVM2_member": "lvm2",
     "BitLocker": "bitlocker",
     "linux_raid_member": "mdraid",
@@ -291,6 +291,12 @@ def test_udf_with_wide_letters(tmp_path: Path) -> None:
     label = b"\x10" + "Диск".encode("utf-16-be")
     path = udf(tmp_path / "udf", label=label, volume_set=b"\x0812345678wxyz")
     assert ours(path) == ("udf", "Диск", "12345678" + b"wxyz".hex())
+
+
+def test_zfs_of_a_big_endian_machine(tmp_path: Path) -> None:
+    ring = [((384 << 10) + 1024 * index, struct.pack(">Q", 0x00BAB10C)) for index in range(4)]
+    assert ours(crafted(tmp_path / "zfs", MIB, *ring)) == ("zfs", "", "")
+    assert ours(crafted(tmp_path / "few", MIB, *ring[:3])) is None
 
 
 def test_bcache(tmp_path: Path) -> None:
