@@ -228,10 +228,6 @@ SUPERBLOCKS: dict[str, tuple[int, tuple[tuple[int, bytes], ...]]] = {
     "hfs-empty-id": (MIB, ((1024, b"BD"), (1024 + 20, struct.pack(">I", 4096)), (1024 + 36, b"\x01X"))),
     "refs": (MIB, ((0, b"\0\0\0ReFS\0"),)),
     "zfs": (64 * MIB, tuple(((128 << 10) + 1024 * n, struct.pack("<Q", 0x00BAB10C)) for n in range(8))),
-    "zfs-big-endian": (
-        4 * MIB,
-        tuple(((128 << 10) + 1024 * n, struct.pack(">Q", 0x00BAB10C)) for n in range(8)),
-    ),
     "btrfs-magic-only": (MIB, ((65536 + 64, b"_BHRfS_M"), (65536 + 32, RAW_UUID), (65536 + 0x12B, b"b"))),
 }
 
