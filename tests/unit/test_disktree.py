@@ -352,6 +352,15 @@ def test_the_volume_of_a_byte() -> None:
         assert (volume.number if volume is not None else None) == number
 
 
+def test_the_volume_of_a_byte_where_partitions_overlap() -> None:
+    disk = bytearray(DISK)
+    struct.pack_into("<I", disk, 446 + 12, 3 * MIB // 512)
+    tree = DiskTree(MemoryDevice(bytes(disk)), [])
+    assert any("overlap" in warning for warning in tree.table.warnings)
+    found = [tree.volume_at(offset) for offset in (MIB, 2 * MIB, 3 * MIB)]
+    assert [volume.number for volume in found if volume is not None] == [1, 2, 3]
+
+
 def test_nodes_outlive_their_tree() -> None:
     driver = Driver("ext2")
     old = DiskTree(MemoryDevice(DISK), [driver.plugin])

@@ -200,6 +200,19 @@ def test_a_file_system_made_over_a_gpt_is_no_gpt(tmp_path: Path) -> None:
         assert read_table(MemoryDevice(path.read_bytes())).scheme == "none"
 
 
+def test_a_backup_left_behind_a_bare_file_system_is_no_gpt(gpt: bytes, tmp_path: Path) -> None:
+    need("mke2fs")
+    path = tmp_path / "ext2.img"
+    path.write_bytes(bytes(len(gpt)))
+    run("mke2fs", "-q", "-F", path)
+    assert read_table(MemoryDevice(path.read_bytes()[: -33 * 512] + gpt[-33 * 512 :])).scheme == "none"
+
+
+def test_a_header_that_belongs_elsewhere_is_no_backup(gpt: bytes) -> None:
+    table = read_table(MemoryDevice(gpt[:-512] + gpt[512:1024]))
+    assert (len(table.partitions), table.warnings) == (3, ("the backup GPT is damaged or missing",))
+
+
 def test_a_disk_partitioned_anew_is_no_gpt(gpt: bytes, tmp_path: Path) -> None:
     mbr = tmp_path / "mbr.img"
     mbr.write_bytes(bytes(32 * MIB))
@@ -372,6 +385,15 @@ def test_a_chain_that_runs_in_a_circle(tmp_path: Path) -> None:
     table = read_table(MemoryDevice(bytes(disk)))
     assert [entry.number for entry in table.partitions] == [1, 5, 6]
     assert table.warnings == ("the chain of logical partitions runs in a circle",)
+
+
+def test_odd_entries_of_a_chain_count_only_inside_their_container(tmp_path: Path) -> None:
+    disk = bytearray(mbr_disk(tmp_path / "mbr.img", LOGICAL))
+    record = struct.unpack_from("<I", disk, 446 + 16 + 8)[0] * 512
+    for start, expected in ((100, [1, 5, 6, 7, 8]), (50_000, [1, 5, 6, 7])):
+        struct.pack_into("<B3xB3xII", disk, record + 446 + 32, 0, 0x83, start, 10)
+        table = read_table(MemoryDevice(bytes(disk)))
+        assert [entry.number for entry in table.partitions] == expected
 
 
 def test_a_chain_that_is_too_long() -> None:

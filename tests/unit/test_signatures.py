@@ -228,6 +228,10 @@ SUPERBLOCKS: dict[str, tuple[int, tuple[tuple[int, bytes], ...]]] = {
     "hfs-empty-id": (MIB, ((1024, b"BD"), (1024 + 20, struct.pack(">I", 4096)), (1024 + 36, b"\x01X"))),
     "refs": (MIB, ((0, b"\0\0\0ReFS\0"),)),
     "zfs": (64 * MIB, tuple(((128 << 10) + 1024 * n, struct.pack("<Q", 0x00BAB10C)) for n in range(8))),
+    "zfs-big-endian": (
+        64 * MIB,
+        tuple(((128 << 10) + 1024 * n, struct.pack(">Q", 0x00BAB10C)) for n in range(8)),
+    ),
     "btrfs-magic-only": (MIB, ((65536 + 64, b"_BHRfS_M"), (65536 + 32, RAW_UUID), (65536 + 0x12B, b"b"))),
 }
 
@@ -289,9 +293,9 @@ def test_udf_with_wide_letters(tmp_path: Path) -> None:
     assert ours(path) == ("udf", "Диск", "12345678" + b"wxyz".hex())
 
 
-def test_zfs_of_a_big_endian_machine(tmp_path: Path) -> None:
-    ring = [((384 << 10) + 1024 * index, struct.pack(">Q", 0x00BAB10C)) for index in range(4)]
-    assert ours(crafted(tmp_path / "zfs", MIB, *ring)) == ("zfs", "", "")
+def test_three_uberblocks_are_no_zfs(tmp_path: Path) -> None:
+    ring = [((384 << 10) + 1024 * index, struct.pack("<Q", 0x00BAB10C)) for index in range(4)]
+    assert ours(crafted(tmp_path / "second-label", MIB, *ring)) == ("zfs", "", "")
     assert ours(crafted(tmp_path / "few", MIB, *ring[:3])) is None
 
 
@@ -393,6 +397,31 @@ def poke(path: Path, offset: int, bits: int) -> None:
     content = bytearray(path.read_bytes())
     content[offset] |= bits
     path.write_bytes(content)
+
+
+@pytest.mark.parametrize("length", [60, 90, 120])
+def test_a_long_ntfs_label_is_put_together_across_sectors(length: int, tmp_path: Path) -> None:
+    label = "".join(chr(0x400 + index) for index in range(length))
+    path = made(tmp_path / "ntfs", ["mkntfs", "-q", "-F", "-L", label], 8 * MIB)
+    found = ours(path)
+    assert found is not None
+    assert found[1] == label
+
+
+def test_an_empty_file_is_no_fat_label(tmp_path: Path) -> None:
+    path = made(tmp_path / "fat", ["mkfs.fat", "-F", "16"], 16 * MIB)
+    content = bytearray(path.read_bytes())
+    reserved, fats, length = struct.unpack_from("<HB5xH", content, 14)
+    root = (reserved + fats * length) * 512
+    content[root : root + 12] = b"EMPTY   TXT\x20"
+    path.write_bytes(content)
+    assert ours(path) == blkid(path)
+    content[root + 32 : root + 44] = b"SECOND     \x28"
+    path.write_bytes(content)
+    found = blkid(path)
+    assert ours(path) == found
+    assert found is not None
+    assert found[1] == "SECOND"
 
 
 def test_a_hybrid_disc_is_udf_that_also_holds_iso9660(tmp_path: Path) -> None:
