@@ -43,7 +43,12 @@ def _mdraid_old(window: Window) -> FileSystemInfo | None:
     """Version 0.90: in the last whole 64 KiB, in the byte order of the machine that wrote it."""
     start = (window.size & ~0xFFFF) - 0x10000
     for order in "<>":
-        if window.number(start, order + "I") == _MD_MAGIC and not window.number(start + 4, order + "I"):
+        used = window.number(start + 32, order + "I") * 1024
+        if (
+            window.number(start, order + "I") == _MD_MAGIC
+            and not window.number(start + 4, order + "I")
+            and used <= start
+        ):
             words = (window.number(start + at, order + "I") for at in (20, 52, 56, 60))
             return FileSystemInfo("mdraid", "", uuid_text(struct.pack(">4I", *words)))
     return None

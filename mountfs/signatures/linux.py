@@ -33,9 +33,10 @@ _DIRTY = "dirty: the journal was not replayed"
 
 
 def _ext(window: Window) -> FileSystemInfo | None:
-    if window.number(_EXT + 24, "<I") > 6 or not window.number(_EXT + 40, "<I"):
-        return None
     compat, incompat, ro_compat = (window.number(_EXT + at, "<I") for at in (92, 96, 100))
+    inodes_per_group = window.number(_EXT + 40, "<I")
+    if window.number(_EXT + 24, "<I") > 6 or not (inodes_per_group or incompat & _EXT_JOURNAL_DEVICE):
+        return None
     if incompat & _EXT_JOURNAL_DEVICE:
         kind = "jbd"
     elif incompat & ~_EXT3_INCOMPAT or ro_compat & ~_EXT3_RO_COMPAT:

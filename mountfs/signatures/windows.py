@@ -111,8 +111,6 @@ def _fat_label(window: Window, layout: _Fat) -> str:
                 or any(first_cluster)
             ):
                 continue
-            if name == b"NO NAME    ":
-                return ""
             return _oem_text(b"\xe5" + name[1:] if name[0] == 0x05 else name)
     return ""
 
