@@ -73,10 +73,7 @@ def _on(parent: Point, kind: ImageType, number: int) -> BackupPlan:
 
 def next_number(image_set: ImageSet) -> int:
     """Return a number that no image of the set has, not even one whose content cannot be read."""
-    numbers = [point.info.number for point in image_set.points if point.info]
-    names = [re.match(r"\d{1,6}", point.file_name) for point in image_set.points]
-    numbers.extend(int(match[0]) for match in names if match)
-    return max(numbers, default=0) + 1
+    return max((point.number for point in image_set.points), default=0) + 1
 
 
 def image_name(number: int, kind: ImageType, created_ns: int, image_id: UUID) -> str:

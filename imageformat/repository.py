@@ -6,6 +6,7 @@ opened alone. Files are found and judged by what they say of themselves, never b
 
 from __future__ import annotations
 
+import re
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -47,6 +48,14 @@ class Point:
     def file_name(self) -> str:
         """Name of the image file."""
         return self.key.rsplit("/", 1)[-1]
+
+    @property
+    def number(self) -> int:
+        """Number of the point; of a file that cannot be read, the one in its name; 0 when unknown."""
+        if self.info is not None:
+            return self.info.number
+        match = re.match(r"\d{1,6}", self.file_name)
+        return int(match[0]) if match else 0
 
     @property
     def state(self) -> str:

@@ -152,21 +152,33 @@ def select_point(image_set: ImageSet, selector: str) -> Point:
 
     Raises:
         NotFoundError: none; AmbiguousNameError: several.
+        ImageError, ChainError: the latest point is broken; an older one must be named to be used.
     """
     points = image_set.points
     if selector == LATEST:
-        latest = image_set.latest() or next((point for point in reversed(points)), None)
-        if latest is None:
-            raise NotFoundError(f"set {image_set.name} has no points")
-        return latest
+        return _latest(image_set)
     if _NUMBER.fullmatch(selector):
-        found = [point for point in points if point.info and point.info.number == int(selector)]
+        found = [point for point in points if point.number == int(selector)]
         return _only(found, f"set {image_set.name} has no point number {int(selector)}", selector)
     if _ID.fullmatch(selector) and not _looks_like_time(selector):
         wanted = selector.replace("-", "").lower()
         found = [point for point in points if point.info and point.info.id.hex.startswith(wanted)]
         return _only(found, f"set {image_set.name} has no point with id {selector}", selector)
     return point_at(image_set, selector)
+
+
+def _latest(image_set: ImageSet) -> Point:
+    """Return the newest point; never silently an older one because the newest is broken."""
+    newest = max(image_set.points, key=lambda point: point.number, default=None)
+    if newest is None:
+        raise NotFoundError(f"set {image_set.name} has no points")
+    if newest.problem is not None:
+        usable = image_set.latest()
+        error = newest.problem.to_error()
+        if usable is not None:
+            error.add_note(f"the newest usable point is {image_set.name}@{usable.number}")
+        raise error
+    return newest
 
 
 def _looks_like_time(text: str) -> bool:

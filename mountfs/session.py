@@ -57,15 +57,16 @@ class Session:
             self._stack.callback(self._read_ahead.close)
 
     def view(self, point: Point, *, disk: int = 0) -> ImageView:
-        """Open a point's disk; its chain is proven first.
+        """Open a point's disk.
+
+        The catalogue has proven that every ancestor is there; each is proven again by its own file when it
+        is first needed, so that opening does not depend on the length of the chain.
 
         Raises:
             ImageError, ChainError: the point cannot be trusted.
         """
         repository = self.location.repository
-        chain = repository.chain(point)
-        chain.prove()
-        return ImageView(chain, repository.cache, disk=disk, read_ahead=self._read_ahead)
+        return ImageView(repository.chain(point), repository.cache, disk=disk, read_ahead=self._read_ahead)
 
     def disk_tree(self, point: Point, *, disk: int = 0) -> DiskTree:
         """Open a point as a tree of its volumes; the caller closes it."""

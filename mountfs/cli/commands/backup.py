@@ -155,10 +155,10 @@ def _backup(
 def _show(out: Renderer, repository: Repository, result: BackupResult, size: int) -> None:
     info = result.info
     out.result(backup_result(result, repository.storage.url))
+    changed = "" if info.parent_id is None else f"{result.changed_blocks} blocks changed, "
     out.line(
         f"{result.set_name}: point {info.number} ({info.type.value}): {format_size(size)} disk, "
-        f"{result.changed_blocks} blocks changed, {format_size(info.stored_size)} stored "
-        f"in {format_duration(result.seconds)}"
+        f"{changed}{format_size(info.stored_size)} stored in {format_duration(result.seconds)}"
     )
     out.line(f"{repository.storage.url}/{result.key}")
 

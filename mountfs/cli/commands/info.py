@@ -75,6 +75,8 @@ def _show_facts(out: Renderer, info: ImageInfo) -> None:
 
 def stored_text(info: ImageInfo) -> str:
     """Say what an image file holds of its own, and how well it was compressed."""
+    if not _count(info, "data_blocks") + _count(info, "zero_blocks") and info.parent_id is not None:
+        return f"nothing changed since the parent; index only, {format_size(info.stored_size)}"
     counts = {name: _count(info, f"{name}_blocks") for name in ("data", "zero", "unused", "bad")}
     raw, stored = _count(info, "raw_bytes"), _count(info, "stored_bytes")
     ratio = f", {raw / stored:.2f}:1" if stored else ""

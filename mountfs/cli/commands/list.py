@@ -75,7 +75,7 @@ def _row(point: Point, numbers: dict[UUID, int]) -> tuple[Cell, ...]:
     if info is None:
         return (
             point.set_name,
-            None,
+            point.number or None,
             None,
             None,
             None,

@@ -65,7 +65,7 @@ def run(
     name = name._replace(path=str(Path(name.path).absolute()))
     options = MountOptions(
         mountpoint=check_mountpoint(mountpoint),
-        source=place,
+        source=name.path if name.selector is None else f"{name.path}@{name.selector}",
         uid=uid,
         gid=gid,
         umask=_octal(umask),
@@ -75,7 +75,7 @@ def run(
     def serve(ready: Callable[[], None]) -> None:
         serve_tree(adapter, name, options, ready, disk_only=disk_only, capacity=cache << 20)
 
-    facts: dict[str, object] = {"mountpoint": str(options.mountpoint), "source": place}
+    facts: dict[str, object] = {"mountpoint": str(options.mountpoint), "source": options.source}
     if foreground:
         serve(lambda: _tell(out, facts, "Ctrl-C"))
         return
