@@ -33,7 +33,9 @@ def breaches(files: list[Path]) -> list[str]:
     tests = [path for path in sources if path.parts[0] == "tests"]
     found += [f"{path}: tests are no package" for path in tests if path.name == "__init__.py"]
     names = Counter(path.stem for path in tests if path.name.startswith("test_"))
-    found += [f"tests: the module name {name} is used {count} times" for name, count in names.items() if count > 1]
+    found += [
+        f"tests: the module name {name} is used {count} times" for name, count in names.items() if count > 1
+    ]
     return found
 
 

@@ -82,7 +82,7 @@ def _processes(folder: Path) -> tuple[int, ...]:
     environments = [f"/proc/{pid}/environ" for pid in running if int(pid) != os.getpid()]
     wanted = f"{SESSION}={folder}"
     try:
-        found = _search(wanted, environments, 5.0)
+        found = _search(wanted, environments, 2.0)
     except subprocess.TimeoutExpired:
         found = []
         for environment in environments:
