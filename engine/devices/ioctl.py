@@ -9,6 +9,7 @@ import os
 import struct
 from typing import Final
 
+_BLKROGET: Final = 0x125E
 _BLKRRPART: Final = 0x125F
 _BLKFLSBUF: Final = 0x1261
 _BLKSSZGET: Final = 0x1268
@@ -33,6 +34,11 @@ def sector_size(fd: int) -> int:
 def physical_sector_size(fd: int) -> int:
     """Physical sector size of an open block device in bytes."""
     return _read_int(fd, _BLKPBSZGET)
+
+
+def is_read_only(fd: int) -> bool:
+    """Whether the kernel refuses to write to an open block device; opening it for writing may still work."""
+    return _read_int(fd, _BLKROGET) != 0
 
 
 def _read_int(fd: int, request: int) -> int:

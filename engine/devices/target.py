@@ -191,13 +191,14 @@ class DeviceTarget(_DescriptorDevice):
 
         Raises:
             TargetInUseError: it is mounted or held, or the path names another device by now.
+            DestinationReadOnlyError: it is write-protected.
         """
         try:
             fd = os.open(facts.path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
         except OSError as error:
             raise _open_failure(facts.path, error) from error
         try:
-            _check_same_device(fd, facts, roots)
+            _check_device(fd, facts, roots)
             return cls(
                 fd,
                 facts.path,
@@ -325,15 +326,7 @@ def _open_part(part: Path) -> int:
             raise DestinationError(f"{part} is a symbolic link; remove it") from error
         raise _open_failure(str(part), error) from error
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        status = os.fstat(fd)
-        if file_identity(part.lstat()) != file_identity(status):
-            raise TargetInUseError(f"another restore was writing {part}; start again")
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise DestinationError(f"{part} is not a file of this program; remove it")
-    except BlockingIOError as error:
-        os.close(fd)
-        raise TargetInUseError(f"another restore is writing {part}") from error
+        _claim(fd, part)
     except OSError as error:
         os.close(fd)
         raise _open_failure(str(part), error) from error
@@ -343,13 +336,28 @@ def _open_part(part: Path) -> int:
     return fd
 
 
-def _check_same_device(fd: int, facts: TargetFacts, roots: SystemRoots) -> None:
+def _claim(fd: int, part: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        status = os.fstat(fd)
+        ours = file_identity(part.lstat()) == file_identity(status)
+    except (BlockingIOError, FileNotFoundError):
+        ours = False
+    if not ours:
+        raise TargetInUseError(f"another restore writes, or just wrote, {part}; look at it, then start again")
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        raise DestinationError(f"{part} is not a file of this program; remove it")
+
+
+def _check_device(fd: int, facts: TargetFacts, roots: SystemRoots) -> None:
     status = os.fstat(fd)
     number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
     if not stat.S_ISBLK(status.st_mode) or device_identity(number, roots) != facts.identity:
         raise TargetInUseError(
             f"{facts.path} is not the disk it was a moment ago; look again which one is meant"
         )
+    if ioctl.is_read_only(fd):
+        raise DestinationReadOnlyError(f"{facts.path} is read-only")
 
 
 def _sync_folder(folder: Path) -> None:

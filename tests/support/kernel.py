@@ -23,31 +23,37 @@ def loop_device(
 ) -> Iterator[str]:
     """Attach a file to a loop device; its path. With ``partscan`` partitions are ``<path>p1`` and on."""
     require_root()
-    # Some kernels cannot read a GPT, so the partitions are added by partx, from what it reads itself.
     options = ["--sector-size", str(sector_size), *(["--read-only"] if read_only else [])]
+    options += ["--partscan"] if partscan else []
     device = run("losetup", "--find", "--show", *options, path).strip()
     try:
         if partscan:
-            run("partx", "--add", "--sector-size", str(sector_size), device)
+            # Some kernels cannot read a GPT; partx tells them what it reads itself.
+            run("partx", "--update", "--sector-size", str(sector_size), device)
         yield device
     finally:
-        _detach(device)
+        _detach(device, path)
 
 
-def _detach(device: str) -> None:
+def _detach(device: str, path: Path) -> None:
     if partition_folders(device):
         run("partx", "--delete", device)
     run("losetup", "--detach", device)
     # The kernel detaches when the last user is gone; a scanner of new devices may hold it for a moment.
     until = time.monotonic() + _PATIENCE
-    while _is_attached(device):
+    while _is_attached(device, path):
         if time.monotonic() > until:
             raise RuntimeError(f"{device} is still attached: something holds it open")
         time.sleep(0.02)
 
 
-def _is_attached(device: str) -> bool:
-    return Path("/sys/block", Path(device).name, "loop").exists()
+def _is_attached(device: str, path: Path) -> bool:
+    """Whether it is ours still: a parallel run may have taken the device for a file of its own."""
+    try:
+        stored_in = Path("/sys/block", Path(device).name, "loop", "backing_file").read_text()
+    except OSError:
+        return False
+    return Path(stored_in.strip()) == path.resolve()
 
 
 def partition_folders(device: str) -> list[Path]:

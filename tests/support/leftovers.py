@@ -78,14 +78,27 @@ def _loops(folder: Path) -> tuple[str, ...]:
 
 def _processes(folder: Path) -> tuple[int, ...]:
     """Processes that inherited the environment of the run; this one set it too late to show it."""
-    wanted = f"{SESSION}={folder}".encode()
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-    return tuple(sorted(found))
+    running = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    environments = [f"/proc/{pid}/environ" for pid in running if int(pid) != os.getpid()]
+    wanted = f"{SESSION}={folder}"
+    try:
+        found = _search(wanted, environments, 2.0)
+    except subprocess.TimeoutExpired:
+        found = []
+        for environment in environments:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                found += _search(wanted, [environment], 0.5)
+    return tuple(sorted(int(name.split("/")[2]) for name in found))
+
+
+def _search(wanted: str, environments: list[str], patience: float) -> list[str]:
+    """Which of the environments hold the variable.
+
+    A process that hangs while it starts a program cannot be looked at: the reader hangs as well, so the
+    reader is a program that can be given up.
+    """
+    command = ["grep", "-lszxF", "--", wanted, *environments]
+    return subprocess.run(command, capture_output=True, check=False, timeout=patience).stdout.decode().split()
 
 
 def _command(pid: int) -> str:
