@@ -6,12 +6,11 @@ import contextlib
 import random
 from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from golden.chains import BLOCK, SET, add_point, change, files_of, make_chain, mixed_disk, repository_with
-from golden.second_reader import BAD, DATA, UNUSED, ZERO, DamagedError, Folder, Image, rebuild
+from golden.second_reader import UNUSED, ZERO, DamagedError, Folder, Image, rebuild
 from imageformat.layer import ImageType
 from imageformat.repository import Repository
 from imageformat.storage.local import LocalStorage
@@ -106,11 +105,3 @@ def test_the_second_reader_can_fail() -> None:
         except DamagedError:
             refused += 1
     assert refused > len(made.files[key]) // 37 * 0.99
-
-
-@pytest.mark.parametrize(
-    ("state", "name"), [(DATA, "DATA"), (ZERO, "ZERO"), (UNUSED, "UNUSED"), (BAD, "BAD")]
-)
-def test_the_document_names_the_states(state: int, name: str) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
-    assert f"{state} {name}" in text
