@@ -35,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give the run a folder of its own; all temporary files of tests and their processes go there."""
     if not _is_worker(config):
         folder = str(Path(tempfile.mkdtemp(prefix="mountfs-tests-")).resolve())
+        Path(folder).chmod(0o711)  # tests that become another user must get to their own folders in it
         os.environ[SESSION] = os.environ["TMPDIR"] = folder
         tempfile.tempdir = None
 

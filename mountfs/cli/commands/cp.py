@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from imageformat.errors import UsageError
+from imageformat.storage.local import write_error
 from mountfs.cli.command import At, PointName, command
 from mountfs.cli.images import ImageName, find_node, inner_bytes, opened_tree, parse_inner
 from mountfs.cli.render import Renderer, format_size
@@ -31,7 +32,7 @@ Paths = Annotated[
     list[str],
     typer.Argument(
         metavar="IMAGE:PARTITION/PATH ... TARGET",
-        help="What to copy, then where to: a new name, or a folder.",
+        help="What to copy, then where to: a new name, or a folder (made when it ends in /).",
         show_default=False,
     ),
 ]
@@ -72,11 +73,21 @@ def run(
         keep_special_bits=special_bits,
         special_files=special_files,
     )
+    if target.endswith("/"):
+        make_folder(Path(target))
     groups = [list(group) for _, group in groupby(names, key=lambda name: (name.path, name.selector))]
     if len(groups) > 1 and not Path(target).is_dir():
         raise UsageError(f"{target} is not a folder; several things can only be copied into a folder")
     results = [_copy(out, group, Path(target), options) for group in groups]
     return next((_exit_code(result) for result in results if result.failure_count), 0)
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder that a target ending in a slash names, unless it is there."""
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise write_error(error, path) from error
 
 
 def _copy(out: Renderer, group: list[ImageName], target: Path, options: CopyOptions) -> CopyResult:
