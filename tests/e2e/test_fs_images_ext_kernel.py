@@ -101,6 +101,10 @@ def populate(top: Path, *, has_extents: bool) -> None:
                 os.fsync(target.fileno())
     if has_extents:
         preallocate(top)
+    else:
+        with (top / "triple").open("wb") as file:
+            file.seek(70_000_000)
+            file.write(b"behind three levels of indirect blocks")
     special_files(top)
     for name in (
         b"new\nline",
