@@ -148,7 +148,8 @@ def test_values_make_sense(tree: FileTree) -> None:
 def test_reads_are_short_only_at_the_end(tree: FileTree) -> None:
     for node in files(tree):
         assert len(tree.read(node, 0, node.size)) == node.size
-        assert tree.read(node, 0, node.size + 1000) == tree.read(node, 0, node.size)
+        same = tree.read(node, 0, node.size + 1000) == tree.read(node, 0, node.size)
+        assert same, node.name
         assert tree.read(node, node.size, 10) == b""
         assert tree.read(node, node.size + 10**12, 10) == b""
         assert tree.read(node, 0, 0) == b""
@@ -162,7 +163,8 @@ def test_reads_at_any_offset_agree_with_the_whole(tree: FileTree) -> None:
         for _ in range(25):
             start = rng.randrange(node.size + 1)
             size = rng.choice([1, 100, 4096, 70_000, node.size])
-            assert tree.read(node, start, size) == whole[start : start + size]
+            same = tree.read(node, start, size) == whole[start : start + size]
+            assert same, (node.name, start, size)
 
 
 def test_extents_cover_the_file_and_holes_are_zeros(tree: FileTree) -> None:

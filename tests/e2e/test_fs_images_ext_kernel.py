@@ -257,7 +257,8 @@ def test_every_entry_is_as_the_kernel_sees_it(volume: tuple[FileTree, Path]) -> 
         if node.kind is NodeKind.SYMLINK:
             assert tree.readlink(node) == os.readlink(path)  # noqa: PTH115
         if node.kind is NodeKind.FILE:
-            assert tree.read(node, 0, node.size) == Path(os.fsdecode(path)).read_bytes(), name
+            same = tree.read(node, 0, node.size) == Path(os.fsdecode(path)).read_bytes()
+            assert same, name
 
 
 def test_extended_attributes_are_as_the_kernel_sees_them(volume: tuple[FileTree, Path]) -> None:

@@ -98,7 +98,7 @@ def populate(top: Path) -> None:
     (top / "many").mkdir()
     for number in range(1500):
         (top / "many" / f"entry number {number}").touch()
-    for number in range(0, 1500, 3):
+    for number in {*range(0, 1500, 3), *range(700)}:
         (top / "many" / f"entry number {number}").unlink()
     os.utime(top / "plain", ns=(1_234_567_890_123_456_700, 987_654_321_000_000_100))
     (top / "windows link").touch()
@@ -165,14 +165,15 @@ def test_every_entry_is_as_ntfs3g_sees_it(image: Path, tmp_path: Path) -> None:
     nodes = all_nodes(tree)
     with mounted(image, tmp_path / "mount", "ro,streams_interface=xattr") as top:
         assert nodes.keys() == {str(path.relative_to(top)) for path in top.rglob("*")}
-        assert len(nodes) > 1000
+        assert len(nodes) > 500
         for name, node in nodes.items():
             path = top / name
             assert (name, values(node)) == (name, mounted_values(path))
             if node.kind is NodeKind.SYMLINK:
                 assert tree.readlink(node) == os.fsencode(path.readlink())
             if node.kind is NodeKind.FILE:
-                assert tree.read(node, 0, node.size) == path.read_bytes(), name
+                same = tree.read(node, 0, node.size) == path.read_bytes()
+                assert same, name
             if node.kind in {NodeKind.FILE, NodeKind.DIRECTORY}:
                 held = {s.name.decode(): tree.read(node, 0, s.size, s.name) for s in tree.streams(node)}
                 listed = [key for key in os.listxattr(path) if key.startswith("user.")]
@@ -198,7 +199,8 @@ def test_reads_at_any_offset_of_compressed_and_sparse_files(image: Path) -> None
         whole = tree.read(nodes[name], 0, nodes[name].size)
         for _ in range(100):
             start, size = rng.randrange(len(whole)), rng.choice([1, 511, 4096, 65_536, 300_000])
-            assert tree.read(nodes[name], start, size) == whole[start : start + size]
+            same = tree.read(nodes[name], start, size) == whole[start : start + size]
+            assert same, (name, start, size)
 
 
 def data_attribute(content: bytearray, inode: int) -> int:
@@ -225,7 +227,8 @@ def test_what_was_never_written_reads_as_zeros(image: Path, tmp_path: Path) -> N
     node = all_nodes(tree)["plain"]
     whole = tree.read(node, 0, node.size)
     with mounted(patched, tmp_path / "mount", "ro") as top:
-        assert whole == (top / "plain").read_bytes()
+        same = whole == (top / "plain").read_bytes()
+    assert same
     assert not any(whole[300_001:])
     assert any(whole[299_900:300_001])
     starts = [(extent.offset, extent.kind) for extent in tree.extents(node)]

@@ -95,7 +95,8 @@ def sound_or_error(driver: FileSystemDriver, fs_type: str, device: FaultyDevice,
         seen = picture(driver, fs_type, device)
     except CorruptImageError:
         return True
-    assert seen == sound
+    same = seen == sound
+    assert same, "other than the sound volume, and no error"
     return False
 
 
@@ -139,4 +140,5 @@ def test_a_volume_that_ends_too_early_is_an_error_or_smaller(name: str) -> None:
             seen = picture(driver, fs_type, device)
         except VolumeError:
             continue
-        assert seen == sound
+        same = seen == sound
+        assert same, size
