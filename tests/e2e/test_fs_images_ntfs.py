@@ -95,6 +95,8 @@ def populate(top: Path) -> None:
     os.mknod(top / "device", stat.S_IFCHR | 0o600, os.makedev(300, 70_000))
     for name in ("ü" * 255, "😀" * 127, " leading", "dollar $MFT", "new\nline", "DOS~1.TXT"):
         (top / name).write_bytes(name.encode())
+    (top / "a long name with a short one.text").write_bytes(b"two names")
+    os.setxattr(top / "a long name with a short one.text", "system.ntfs_dos_name", b"ALONGN~1.TEX")
     (top / "many").mkdir()
     for number in range(1500):
         (top / "many" / f"entry number {number}").touch()
