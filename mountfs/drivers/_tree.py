@@ -148,7 +148,7 @@ def reading(what: str) -> Iterator[None]:
     """Turn a structure that ends too early into a `VolumeError`."""
     try:
         yield
-    except struct.error as error:
+    except (struct.error, IndexError) as error:
         raise VolumeError(f"{what} is damaged: {error}") from error
 
 

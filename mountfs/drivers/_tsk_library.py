@@ -45,12 +45,16 @@ class _Image(pytsk3.Img_Info):  # type: ignore[misc]
         super().__init__(url="", type=pytsk3.TSK_IMG_TYPE_EXTERNAL)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read for libtsk. When its read-ahead fails it asks again for the part it needs."""
+        """Read for libtsk; nothing on failure, which is kept for the caller.
+
+        When its read-ahead fails, libtsk asks again for the part it needs. An exception raised here
+        would stay pending and fail the call even when that succeeds.
+        """
         try:
             data = self._device.pread(offset, max(0, min(size, self._device.size - offset)))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (it passes through a C library and is raised again)
             self.failure, self._failed = error, (offset, offset + size)
-            raise
+            return b""
         if self._failed[0] <= offset and offset + size <= self._failed[1]:
             self.failure, self._failed = None, (0, 0)
         return data

@@ -22,7 +22,7 @@ from mountfs.drivers._ntfs_special import (
     from_reparse,
     from_system_file,
 )
-from mountfs.drivers._tree import ChunkReader, Listing, ListingBuilder
+from mountfs.drivers._tree import ChunkReader, Listing, ListingBuilder, reading
 from mountfs.drivers._tsk_library import (
     ATTRIBUTE_COMPRESSED,
     ATTRIBUTE_ENCRYPTED,
@@ -95,7 +95,8 @@ class NtfsVolume:
         return found.done()
 
     def _entry_node(self, entry: records.IndexEntry) -> Node:
-        facts = self._facts(entry.number)
+        with reading("its record"):
+            facts = self._facts(entry.number)
         if not facts.record.in_use or facts.record.sequence != entry.sequence:
             raise VolumeError("its record belongs to another file")
         return _node(entry.name, entry.number, facts)

@@ -198,21 +198,28 @@ class IsoVolume:
 
     def _add(self, found: ListingBuilder, parts: list[_Record]) -> None:
         try:
-            extra = self._extra(parts[0])
-            if extra.relocated:
-                return
-            name = self._name(parts[0], extra)
-            if extra.child:
-                own = self._own_record(extra.child * self._block)
-                parts, extra = [own], self._extra(own)
-            node = self._node(name, parts, extra)
+            with reading("its record"):
+                node = self._parts_node(parts)
         except VolumeError as error:
             found.damaged(f"{parts[0].identifier!r} cannot be read: {error}")
             return
-        if name in {b"", b".", b".."}:
-            found.damaged(f"a directory is damaged: the name {name!r}")
+        if node is None:
+            return
+        if node.name in {b"", b".", b".."}:
+            found.damaged(f"a directory is damaged: the name {node.name!r}")
         else:
             found.add(node)
+
+    def _parts_node(self, parts: list[_Record]) -> Node | None:
+        """Describe the records of one file; None for a directory that is listed elsewhere."""
+        extra = self._extra(parts[0])
+        if extra.relocated:
+            return None
+        name = self._name(parts[0], extra)
+        if extra.child:
+            own = self._own_record(extra.child * self._block)
+            parts, extra = [own], self._extra(own)
+        return self._node(name, parts, extra)
 
     def _name(self, record: _Record, extra: susp.RockRidge) -> bytes:
         if extra.name is not None:
