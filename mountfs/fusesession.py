@@ -104,18 +104,21 @@ class FuseSession:
                 return -error.errno
             except OSError as error:
                 return -(error.errno or errno.EIO)
-            except Exception:  # noqa: BLE001 - libfuse would take an escaped exception for success
+            except Exception as error:  # noqa: BLE001 - libfuse would take an escaped exception for success
+                self._log_once(f"unexpected failure: {type(error).__name__}: {error}")
                 _log.debug("unexpected failure in %s", callback.__name__, exc_info=True)
                 return -errno.EIO
 
         return call
 
     def _report(self, error: MountfsError) -> None:
-        """Log each message once: the kernel repeats a failed read in smaller pieces."""
-        message = str(error)
         if error.errno == errno.ENOENT:
-            _log.debug("%s", message)
-            return
+            _log.debug("%s", error)
+        else:
+            self._log_once(str(error))
+
+    def _log_once(self, message: str) -> None:
+        """Log each message once: the kernel repeats a failed read in smaller pieces."""
         if message not in self._logged:
             _log.warning("%s", message)
         self._logged[message] = None

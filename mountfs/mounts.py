@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from enum import Enum
@@ -32,11 +31,11 @@ FUSE_TYPE = "fuse.mountfs"
 
 _MOUNT_TABLE = Path("/proc/self/mountinfo")
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
+_MNT_FORCE = 1
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _HOLDERS_NAMED = 5
 _OCTAL = re.compile(r"\\([0-7]{3})")
-_PROBE = "import os,sys\ntry:os.statvfs(sys.argv[1])\nexcept OSError as e:sys.exit(e.errno)"
 
 
 class MountState(Enum):
@@ -162,20 +161,25 @@ def clear_stale() -> list[MountRecord]:
 
 
 def abort(record: MountRecord) -> None:
-    """Cut the connection of a mount that does not respond: whoever hangs on it gets an error and runs on.
-
-    The mount is `MountState.STALE` afterwards.
+    """End a mount that does not respond: whoever hangs on it gets an error and runs on.
 
     Raises:
         AccessDeniedError: somebody else mounted it.
-        MountError: the kernel does not offer it.
+        MountError: the kernel does not let this user do it.
     """
+    shown = safe_text(str(record.mountpoint))
+    if os.geteuid() == 0:
+        code, message = _umount2(record.mountpoint, _MNT_FORCE | _MNT_DETACH)
+        if code:
+            raise MountError(f"the connection of {shown} cannot be cut: {message}")
+        return
     try:
         (_CONNECTIONS / str(record.connection) / "abort").write_text("1", "ascii")
     except PermissionError:
-        raise AccessDeniedError(f"{record.mountpoint} was mounted by another user: use sudo") from None
+        raise AccessDeniedError(f"{shown} was mounted by another user: use sudo") from None
     except OSError as error:
-        raise MountError(f"the connection of {record.mountpoint} cannot be cut: {error.strerror}") from error
+        raise MountError(f"the connection of {shown} cannot be cut without sudo: {error.strerror}") from error
+    unmount(record.mountpoint, lazy=True)
 
 
 def _absolute(path: Path) -> Path:
@@ -235,9 +239,22 @@ def _probe(paths: list[str], timeout_s: float) -> list[MountState]:
 
 
 def _spawn_probe(path: str) -> int:
-    null = (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)
-    arguments = [sys.executable, "-I", "-S", "-c", _PROBE, path]
-    return os.posix_spawn(sys.executable, arguments, os.environ, file_actions=[null])
+    """Start a child whose exit code is the errno of statfs, which no kernel answers from memory.
+
+    It only makes that one call, so what other threads of ours hold at the fork does not matter; starting
+    another program would need one that this user may run.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.statvfs(path)
+        code = 0
+    except OSError as error:
+        code = error.errno or code
+    finally:
+        os._exit(code)
 
 
 def _wait(pid: int, deadline: float) -> int | None:
@@ -255,9 +272,13 @@ def _wait(pid: int, deadline: float) -> int | None:
 
 
 def _unmount_as_root(path: Path, *, lazy: bool) -> tuple[int, str]:
+    return _umount2(path, _MNT_DETACH if lazy else 0)
+
+
+def _umount2(path: Path, flags: int) -> tuple[int, str]:
+    """Call umount2(2); return 0 or the errno, and its text."""
     library = ctypes.CDLL(None, use_errno=True)
-    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
-    if library.umount2(os.fsencode(path), flags) == 0:
+    if library.umount2(os.fsencode(path), flags | _UMOUNT_NOFOLLOW) == 0:
         return 0, ""
     code = ctypes.get_errno()
     return code, os.strerror(code)

@@ -9,10 +9,13 @@ demo_server.py broken-root MOUNTPOINT [--background]
 import argparse
 import logging
 import os
+import signal
 import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Never, Self
 
 from imageformat.errors import CorruptImageError, MountfsError
 from imageformat.extent import Extent, ExtentKind
@@ -31,6 +34,9 @@ NASTY = (
     b"-rf", b"back\\slash", b"quote\"'", b"star*?", b"comma,", b"a:b", b"x" * 255, b"\xe2\x80\xaertl",
     b".", b"..", b"in/side", b"nul\0byte", b"per%2Fcent", b"%", b"y" * 700,
 )  # fmt: skip
+
+XATTRS = {"user.colour": b"blue", "user.bin": bytes(range(256)), "user.n\0l": b"no"}
+STREAMS = {b"Zone.Identifier": b"[ZoneTransfer]\n", b"b/c": b"slash"}
 
 
 def pattern(offset: int, size: int) -> bytes:
@@ -85,8 +91,8 @@ def demo() -> MemoryTree:
             b"special": folder({
                 name: Item(kind=kind, mode=0o660, device=(8, 1)) for name, kind in special.items()
             }),
-            b"attrs": Item(b"x", xattrs={"user.colour": b"blue", "user.bin": bytes(range(256)), "user.n\0l": b"no"}),
-            b"streams.txt": Item(b"main", streams={b"Zone.Identifier": b"[ZoneTransfer]\n", b"b/c": b"slash"}),
+            b"attrs": Item(b"x", xattrs=XATTRS),
+            b"streams.txt": Item(b"main", streams=STREAMS),
             b"streams.txt:plain": Item(b"a file with a colon"),
             b"secret": Item(b"root only\n", mode=0o600),
         })
@@ -112,13 +118,49 @@ def _point(content: bytes) -> MemoryTree:
 
 
 class BrokenRoot(MemoryTree):
-    def root(self):
+    def root(self) -> Never:
         raise CorruptImageError("no top folder: the volume is damaged")
 
 
 def _hang(offset: int, size: int) -> bytes:
     time.sleep(3600)
     return bytes(size)
+
+
+class Server:
+    """A server in a process of its own, for the tests."""
+
+    def __init__(
+        self, kind: str, mountpoint: Path, *arguments: str | Path, prefix: tuple[str, ...] = ()
+    ) -> None:
+        self.mountpoint = mountpoint
+        self.process = subprocess.Popen(
+            [*prefix, sys.executable, __file__, kind, mountpoint, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+
+    def __enter__(self) -> Self:
+        line = self.process.stdout.readline()
+        if line != "ready\n":
+            self.process.kill()
+            raise AssertionError(f"no mount: {line!r} {self.process.communicate()}")
+        return self
+
+    def __exit__(self, *_reason: object) -> None:
+        subprocess.run(["umount", "-l", self.mountpoint], check=False, stderr=subprocess.DEVNULL)
+        self.process.kill()
+        self.process.communicate()
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=20)
+        return self.process.returncode, out, err
 
 
 def main() -> int:
