@@ -1,0 +1,1 @@
+"""Speed and size, measured beside other tools in the same run."""
