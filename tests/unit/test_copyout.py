@@ -12,8 +12,8 @@ import resource
 import shutil
 import signal
 import stat
-import sys
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
