@@ -10,7 +10,6 @@ import importlib.util
 import os
 import stat
 import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -332,19 +331,3 @@ def test_points_come_go_and_change_under_a_mount(tmp_path: Path) -> None:
         (source / "p3").write_text("broken")
         assert "footer" in (top / "p3" / "ERROR.txt").read_text()
         assert (top / "p2" / "id.txt").read_text() == "two"
-
-
-def test_the_package_can_be_imported_without_libfuse() -> None:
-    code = (
-        "import ctypes, sys\n"
-        "real = ctypes.CDLL\n"
-        "def cdll(name, *a, **k):\n"
-        "    if name and 'fuse' in str(name): raise OSError('not found')\n"
-        "    return real(name, *a, **k)\n"
-        "ctypes.CDLL = cdll\n"
-        "import mountfs.adapters.fuse as f\n"
-        "assert 'mfusepy' not in sys.modules\n"
-        "print(f.unavailable())\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "apt install fuse3" in done.stdout
