@@ -213,6 +213,8 @@ AS_NOBODY = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear
 
 def as_nobody(*command: str | Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    for name in [name for name in environment if name.startswith("COVERAGE")]:
+        del environment[name]  # another user cannot write our figures
     return subprocess.run(
         [*AS_NOBODY, *command], capture_output=True, text=True, timeout=30, check=False, env=environment
     )
