@@ -87,9 +87,13 @@ def written_to_output() -> Iterator[None]:
 
 
 def harden(stream: TextIO) -> TextIO:
-    """Make a stream write what its encoding lacks as escapes, where others would raise."""
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
+    """Make a stream write what its encoding lacks as escapes, where others would raise.
+
+    What was written before is flushed by that, so that a reader who has gone may be noticed here.
+    """
+    if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
+        with contextlib.suppress(BrokenPipeError):
+            stream.reconfigure(errors="backslashreplace")
     return stream
 
 
