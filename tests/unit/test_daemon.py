@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _CALLER = """
 import os, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told its background jobs to ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by background jobs of a shell
 from imageformat.errors import *
 import mountfs.daemon
 from mountfs.daemon import run_in_background
