@@ -121,12 +121,19 @@ def verify_file(
     if point.info is None:
         return FileReport(point, 0, 0, tuple(damages), len(damages), 0)
     try:
-        layer = repository.layer(point)
         if point.problem is None:
             repository.chain(point).prove()
+        layer = repository.fresh_layer(point)
     except MountfsError as error:
         damages.append(_damage(error))
         return FileReport(point, 0, 0, tuple(damages), len(damages), 0)
+    with contextlib.closing(layer):
+        return _verify_layer(layer, point, damages, threads, advance)
+
+
+def _verify_layer(
+    layer: ImageLayer, point: Point, damages: list[Damage], threads: int, advance: Callable[[int], None]
+) -> FileReport:
     damages.extend(_damage(CorruptImageError(message)) for message in layer.prove())
     blocks = stored = transient = 0
     batches = _batches(layer, damages)

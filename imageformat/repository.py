@@ -167,6 +167,13 @@ class Repository:
             self._layers[point.key] = layer
             return layer
 
+    def fresh_layer(self, point: Point) -> ImageLayer:
+        """Open the image file of a point apart from all others and without a cache; the caller closes it.
+
+        What it says was read from the storage now: for verification.
+        """
+        return open_image(self.storage.open(point.key), point.file_name, BlockCache(0))
+
     def chain(self, point: Point) -> Chain:
         """Open a point.
 
