@@ -189,7 +189,9 @@ class Repository:
         for point in image_set.points:
             if point.info is not None and point.info.id == ancestor.id:
                 return self.layer(point)
-        raise ParentMissingError(f"set {set_name}: image {ancestor.id} is missing; put its file back")
+        raise ParentMissingError(
+            f"set {set_name}: image {ancestor.id} is missing or unreadable; put its file back"
+        )
 
     def close(self) -> None:
         """Close every image file and the storage; idempotent."""
@@ -264,7 +266,7 @@ def _judge(info: ImageInfo, by_id: Mapping[UUID, ImageInfo], verdicts: dict[UUID
 def _link_error(child: ImageInfo, parent: ImageInfo | None) -> MountfsError | None:
     if parent is None:
         return ParentMissingError(
-            f"point {child.number}: its parent image {child.parent_id} is missing; put its file back"
+            f"point {child.number}: its parent image {child.parent_id} is missing or unreadable; put its file back"
         )
     if parent.root != child.parent_root or parent.set_id != child.set_id:
         return ParentMismatchError(

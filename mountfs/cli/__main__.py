@@ -13,7 +13,7 @@ import typer
 
 from imageformat.errors import InterruptedByUserError, MountfsError, UsageError
 from mountfs.cli.command import renderer_for
-from mountfs.cli.render import run_to_exit_code
+from mountfs.cli.render import OutputClosedError, run_to_exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,10 +46,16 @@ def main() -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; never raises for anything a user can cause."""
+    """Run one command line and return its exit code; never raises for anything a user can cause.
+
+    Raises:
+        OutputClosedError: nobody reads on; `run_to_exit_code` ends it quietly.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _dispatch(arguments)
+    except OutputClosedError:
+        raise
     except MountfsError as error:
         return _fail(arguments, error)
     except KeyboardInterrupt:

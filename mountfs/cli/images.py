@@ -6,11 +6,11 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from imageformat.errors import UsageError
+from imageformat.errors import NotFoundError, UsageError
 from imageformat.selection import split_image_path, split_selector
 from mountfs.names import from_path_name
 from mountfs.session import Session
-from mountfs.tree import walk
+from mountfs.tree import NodeKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,19 +79,32 @@ def find_node(tree: DiskTree, inner: str | None) -> tuple[Node, bytes | None]:
     """Resolve a path inside an image; the second value is the named stream of ``file:stream``.
 
     Raises:
-        NotFoundError: it is not there; the message tells what stands where the path ends.
+        NotFoundError: it is not there; for a partition, the message says which there are.
     """
     raw = os.fsencode(inner or "")
     parts = [from_path_name(part) for part in raw.split(b"/") if part not in {b"", b"."}]
     node = tree.root()
     for depth, part in enumerate(parts):
-        found = tree.child(node, part)
-        if found is None and depth == len(parts) - 1 and b":" in part:
+        found = tree.child(node, part) if node.kind is NodeKind.DIRECTORY else None
+        if found is None and part is parts[-1] and b":" in part and node.kind is NodeKind.DIRECTORY:
             name, _, stream = part.rpartition(b":")
             holder = tree.child(node, name)
             if holder is not None and any(known.name == stream for known in tree.streams(holder)):
                 return holder, stream
         if found is None:
-            return walk(tree, b"/".join(parts)), None
+            raise _missing(tree, node, part, depth)
         node = found
     return node, None
+
+
+def _missing(tree: DiskTree, parent: Node, name: bytes, depth: int) -> NotFoundError:
+    shown = os.fsdecode(name)
+    if depth == 0:
+        known = ", ".join(os.fsdecode(node.name) for node in tree.children(parent))
+        error = NotFoundError(f"the image has no partition '{shown}'; it has: {known}")
+        for warning in tree.table.warnings:
+            error.add_note(warning)
+        return error
+    if parent.kind is not NodeKind.DIRECTORY:
+        return NotFoundError(f"'{os.fsdecode(parent.name)}' is a {parent.kind.value}, not a folder")
+    return NotFoundError(f"there is no '{shown}' in '{os.fsdecode(parent.name)}'")

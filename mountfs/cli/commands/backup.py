@@ -21,7 +21,7 @@ from imageformat.selection import holds_images, select_point
 from imageformat.storage.local import LocalStorage
 from mountfs import __version__
 from mountfs.cli.command import Threads, command
-from mountfs.cli.render import Renderer, format_duration, format_size
+from mountfs.cli.render import Renderer, counted, format_duration, format_size
 from mountfs.cli.reports import backup_result, show_damages
 
 WARNING_EXIT = 3
@@ -155,7 +155,7 @@ def _backup(
 def _show(out: Renderer, repository: Repository, result: BackupResult, size: int) -> None:
     info = result.info
     out.result(backup_result(result, repository.storage.url))
-    changed = "" if info.parent_id is None else f"{result.changed_blocks} blocks changed, "
+    changed = "" if info.parent_id is None else f"{counted(result.changed_blocks, 'block')} changed, "
     out.line(
         f"{result.set_name}: point {info.number} ({info.type.value}): {format_size(size)} disk, "
         f"{changed}{format_size(info.stored_size)} stored in {format_duration(result.seconds)}"

@@ -13,7 +13,7 @@ from imageformat.errors import UsageError
 from imageformat.storage.local import write_error
 from mountfs.cli.command import At, PointName, command
 from mountfs.cli.images import ImageName, find_node, inner_bytes, opened_tree, parse_inner
-from mountfs.cli.render import Renderer, format_size
+from mountfs.cli.render import Renderer, counted, format_size
 from mountfs.copyout import (
     CopyEvent,
     CopyOptions,
@@ -134,8 +134,8 @@ def _tell(out: Renderer, result: CopyResult, target: Path) -> None:
         }
     )
     out.line(
-        f"{result.files} files, {result.folders} folders, {result.links} links: "
-        f"{format_size(result.bytes)} copied to {target}"
+        f"{counted(result.files, 'file')}, {counted(result.folders, 'folder')}, "
+        f"{counted(result.links, 'link')}: {format_size(result.bytes)} copied to {target}"
     )
     for kind, count in result.loss_counts.items():
         out.warning(f"{kind.value}: not kept for {count} entries; --verbose names them")

@@ -60,7 +60,8 @@ def run(out: Renderer, place: Place) -> None:
         for image_set in sets:
             for point in image_set.points:
                 if point.problem is not None and point.key in chosen:
-                    out.warning(f"{point.key}: {point.problem.message}")
+                    message = point.problem.message
+                    out.warning(message if point.key in message else f"{point.key}: {message}")
 
 
 def _rows(image_set: ImageSet, chosen: set[str]) -> Iterator[tuple[Cell, ...]]:

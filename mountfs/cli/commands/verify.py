@@ -10,7 +10,7 @@ from engine.verify import FileReport, points_of_chain, verify, worst_exit_code
 from imageformat.repository import Point
 from mountfs.cli.command import At, PointName, Threads, command
 from mountfs.cli.images import ImageName, parse_name
-from mountfs.cli.render import Renderer, format_size
+from mountfs.cli.render import Renderer, counted, format_size
 from mountfs.cli.reports import damage_result, point_result, show_damages
 from mountfs.damage import FilesByDamage, name_damage
 from mountfs.session import Session
@@ -48,8 +48,8 @@ def run(out: Renderer, place: Place, point: PointName = None, at: At = None, thr
             _tell(out, report, files[report.point.key])
     damaged = sum(1 for report in reports if report.damages)
     blocks = sum(report.blocks for report in reports)
-    summary = f"{len(reports)} images, {blocks} blocks, {format_size(total)} read: "
-    out.line(summary + (f"{damaged} images are damaged" if damaged else "everything is right"))
+    summary = f"{counted(len(reports), 'image')}, {counted(blocks, 'block')}, {format_size(total)} read: "
+    out.line(summary + (f"{counted(damaged, 'image')} damaged" if damaged else "everything is right"))
     return worst_exit_code(reports)
 
 
@@ -93,4 +93,4 @@ def _tell(out: Renderer, report: FileReport, files: FilesByDamage) -> None:
     if report.damages:
         show_damages(out, (report,), named)
     else:
-        out.line(f"ok       {report.point.key}: {report.blocks} blocks")
+        out.line(f"ok       {report.point.key}: {counted(report.blocks, 'block')}")

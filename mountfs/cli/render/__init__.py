@@ -15,7 +15,7 @@ from mountfs.cli.render.json_lines import JsonRenderer, to_json
 from mountfs.cli.render.model import Cell, Column, Renderer, Text
 from mountfs.cli.render.progress import Progress
 from mountfs.cli.render.streams import BROKEN_PIPE_EXIT, Messages, Output, OutputClosedError, run_to_exit_code
-from mountfs.cli.render.units import format_duration, format_size, format_time
+from mountfs.cli.render.units import counted, format_duration, format_size, format_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,6 +29,7 @@ __all__ = [
     "Progress",
     "Renderer",
     "Text",
+    "counted",
     "format_duration",
     "format_size",
     "format_time",

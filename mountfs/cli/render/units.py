@@ -41,3 +41,8 @@ def format_time(time_ns: int) -> str:
         return f"{time_ns} ns"
     offset = f"{moment:%z}"
     return f"{moment:%Y-%m-%d %H:%M:%S} {offset[:3]}:{offset[3:5]}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 file``, ``2 files``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
