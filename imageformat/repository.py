@@ -190,7 +190,7 @@ class Repository:
             if point.info is not None and point.info.id == ancestor.id:
                 return self.layer(point)
         raise ParentMissingError(
-            f"set {set_name}: image {ancestor.id} is missing or unreadable; put its file back"
+            f"set {set_name}: image {ancestor.id} cannot be read or is missing; put its file back"
         )
 
     def close(self) -> None:
@@ -266,7 +266,7 @@ def _judge(info: ImageInfo, by_id: Mapping[UUID, ImageInfo], verdicts: dict[UUID
 def _link_error(child: ImageInfo, parent: ImageInfo | None) -> MountfsError | None:
     if parent is None:
         return ParentMissingError(
-            f"point {child.number}: its parent image {child.parent_id} is missing or unreadable; put its file back"
+            f"point {child.number}: its parent image {child.parent_id} cannot be read or is missing; put its file back"
         )
     if parent.root != child.parent_root or parent.set_id != child.set_id:
         return ParentMismatchError(

@@ -9,29 +9,30 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_RESERVED = {b"": b"%empty", b".": b"%2E", b"..": b"%2E%2E"}
-_NEEDS_ESCAPE = re.compile(rb"[/\0]|%(?=2[FfEe5]|00)|^%(?=empty\Z)")
-_ESCAPE = re.compile(rb"%(2[FfEe5]|00)")
+_MARK = b"%escaped%"
+_ESCAPES = {b"%": b"%25", b"/": b"%2F", b"\0": b"%00"}
+_ESCAPED = re.compile(rb"%(25|2[Ff]|00|2[Ee])")
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def to_path_name(raw: bytes) -> bytes:
     """Return a name that is legal as one component of a POSIX path; the same when it already is.
 
-    Reversible, so two names never become one: ``/``, NUL and the dots of the reserved names become ``%2F``,
-    ``%00`` and ``%2E``, no name at all becomes ``%empty``; a percent sign that would read as one of those
-    becomes ``%25``.
+    A name that no path can carry becomes ``%escaped%`` and the name with ``%25``, ``%2F``, ``%00`` and ``%2E``
+    in it. Reversible, so two names never become one: a name that begins like that is escaped as well.
     """
-    if raw in _RESERVED:
-        return _RESERVED[raw]
-    return _NEEDS_ESCAPE.sub(lambda match: b"%%%02X" % match[0][0], raw)
+    if raw in {b".", b".."}:
+        return _MARK + raw.replace(b".", b"%2E")
+    if raw and b"/" not in raw and b"\0" not in raw and not raw.startswith(_MARK):
+        return raw
+    return _MARK + re.sub(rb"[%/\0]", lambda match: _ESCAPES[match[0]], raw)
 
 
 def from_path_name(name: bytes) -> bytes:
     """Undo `to_path_name`."""
-    if name == _RESERVED[b""]:
-        return b""
-    return _ESCAPE.sub(lambda match: bytes([int(match[1], 16)]), name)
+    if not name.startswith(_MARK):
+        return name
+    return _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), name[len(_MARK) :])
 
 
 def safe_text(name: bytes | str) -> str:

@@ -176,6 +176,7 @@ def _describe(fd: int, path: str, real: str, sector_size: int, roots: SystemRoot
             raise SourceReadError(
                 f"{path} holds no bytes: no medium is inserted, or nothing is attached to it"
             )
+        _forget_cached(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         return SourceDevice(
             fd,
@@ -185,6 +186,16 @@ def _describe(fd: int, path: str, real: str, sector_size: int, roots: SystemRoot
         )
     except OSError as error:
         raise SourceReadError(f"cannot read the properties of {path}: {error.strerror}") from error
+
+
+def _forget_cached(fd: int) -> None:
+    """Make the kernel read a device afresh.
+
+    What it caches of a disk is not what it caches of the partitions and volumes on it: as long as one of
+    them is in use, it would answer with what an earlier backup read, whatever was written since.
+    """
+    if not ioctl.drop_device_cache(fd):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _device_identity(real: str, size: int, rdev: int, roots: SystemRoots) -> SourceIdentity:
