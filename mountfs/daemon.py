@@ -65,7 +65,7 @@ def run_in_background(serve: Callable[[Callable[[], None]], None]) -> None:
             server = int(pipe.readline(_MESSAGE_LIMIT) or b"0")
             _check(pipe.readline(_MESSAGE_LIMIT))
         except KeyboardInterrupt:
-            _stop(server)
+            _stop(server or int(pipe.readline(_MESSAGE_LIMIT) or b"0"))
             raise
 
 

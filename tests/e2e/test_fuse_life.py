@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imageformat.errors import CorruptImageError, MountError, MountPointError
+from mountfs import mounts
 from mountfs.adapters import MountOptions
 from mountfs.adapters.fuse import PLUGIN, unavailable
 from mountfs.memorytree import MemoryTree, folder
@@ -132,6 +133,9 @@ def test_a_mount_point_behind_a_symbolic_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("real")
     with Server("demo", tmp_path / "link") as server:
         assert state_of(tmp_path / "real") is MountState.OK
+        if os.geteuid() == 0:
+            assert mounts._umount2(tmp_path / "link", 0)[0] != 0, "a link swapped in at the last moment"
+            assert state_of(tmp_path / "real") is MountState.OK
         unmount(tmp_path / "link")
         assert server.wait()[0] == 0
 

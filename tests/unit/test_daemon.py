@@ -29,6 +29,7 @@ import mountfs.daemon
 from mountfs.daemon import run_in_background
 
 mountfs.daemon.STOP_S = 0.5
+{setup}
 
 def serve(ready):
     note = open({note!r}, "w")
@@ -45,19 +46,34 @@ except MountfsError as error:
 except KeyboardInterrupt:
     print("interrupted")
     sys.exit(130)
-print("returned", flush=True)
+try:
+    os.waitpid(-1, os.WNOHANG)
+    print("left a child behind")
+except ChildProcessError:
+    print("returned", flush=True)
+"""
+
+
+_INTERRUPT_THE_FIRST_WAIT = """
+wait = os.waitpid
+def interrupted(pid, options):
+    wait(pid, options)
+    while not os.path.exists({note!r}): time.sleep(0.01)
+    raise KeyboardInterrupt
+os.waitpid = interrupted
 """
 
 
 class Run:
     """A caller whose server runs ``body``."""
 
-    def __init__(self, tmp_path: Path, body: str) -> None:
+    def __init__(self, tmp_path: Path, body: str, *, setup: str = "") -> None:
         self.note = tmp_path / "note"
         self.log = tmp_path / "mountfs" / "background.log"
+        note = str(self.note)
         text = "".join(f"    {line}\n" for line in body.splitlines())
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _CALLER.format(note=str(self.note), body=text)],
+            [sys.executable, "-c", _CALLER.format(note=note, body=text, setup=setup.format(note=note))],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -159,6 +175,13 @@ def test_ctrl_c_ends_the_server_too(tmp_path: Path, *, deaf: bool) -> None:
     run.process.send_signal(signal.SIGINT)
     code, out = run.result()
     assert (code, out) == (130, "interrupted\n")
+    eventually(lambda: not is_alive(server))
+
+
+def test_ctrl_c_before_the_server_is_known_ends_it_too(tmp_path: Path) -> None:
+    run = Run(tmp_path, "time.sleep(60)", setup=_INTERRUPT_THE_FIRST_WAIT)
+    assert run.result() == (130, "interrupted\n")
+    server = run.server()
     eventually(lambda: not is_alive(server))
 
 

@@ -207,6 +207,24 @@ def test_a_subtree_that_cannot_be_opened_says_why() -> None:
         world.tree.read(reason, 0, 10)
 
 
+def test_the_reason_of_a_failure_is_never_taken_for_a_file_of_that_name() -> None:
+    world = World()
+    works = [False]
+
+    def open_it() -> MemoryTree:
+        if not works[0]:
+            raise VolumeError("not yet")
+        return MemoryTree(folder({b"ERROR.txt": Item(b"a file of the volume")}))
+
+    world.points[b"p"] = Entry(open=open_it)
+    reason = walk(world.tree, b"p/ERROR.txt")
+    works[0] = True
+    world.clock.now += RETRY_S
+    with pytest.raises(NotFoundError):
+        world.tree.read(reason, 0, 100)
+    assert world.text(b"p/ERROR.txt") == b"a file of the volume"
+
+
 def test_symbolic_links() -> None:
     world = World(b"p1")
     world.points[b"latest"] = Entry(link=b"p1", mtime_ns=9)
