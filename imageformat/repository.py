@@ -266,7 +266,8 @@ def _judge(info: ImageInfo, by_id: Mapping[UUID, ImageInfo], verdicts: dict[UUID
 def _link_error(child: ImageInfo, parent: ImageInfo | None) -> MountfsError | None:
     if parent is None:
         return ParentMissingError(
-            f"point {child.number}: its parent image {child.parent_id} cannot be read or is missing; put its file back"
+            f"point {child.number}: its parent image {child.parent_id} cannot be read or is missing; "
+            "put its file back"
         )
     if parent.root != child.parent_root or parent.set_id != child.set_id:
         return ParentMismatchError(

@@ -204,10 +204,10 @@ def test_extended_attributes(mounted: Path) -> None:
 def test_streams(mounted: Path) -> None:
     assert (mounted / "streams.txt").read_text() == "main"
     assert (mounted / "streams.txt:Zone.Identifier").read_text() == "[ZoneTransfer]\n"
-    assert (mounted / "streams.txt:b%2Fc").read_text() == "slash"
+    assert (mounted / "streams.txt:%escaped%b%2Fc").read_text() == "slash"
     assert (mounted / "streams.txt:plain").read_text() == "a file with a colon"
     refuses(errno.ENOENT, (mounted / "streams.txt:none").stat)
-    assert os.getxattr(mounted / "streams.txt", "user.mountfs.streams") == b"Zone.Identifier\nb%2Fc"
+    assert os.getxattr(mounted / "streams.txt", "user.mountfs.streams") == b"Zone.Identifier\n%escaped%b%2Fc"
     assert "streams.txt:Zone.Identifier" not in os.listdir(mounted)
 
 

@@ -269,7 +269,9 @@ def test_the_copy_of_the_tree_is_what_the_kernel_sees(
         *("cp", "--json", "--special-bits", "--special-files"), f"{history.repository}/disk@{point}:1", target
     )
     assert (done.facts["losses"], done.facts["failures"]) == ([], [])
-    assert differences(truth[point, "ext4"], read_entries(target), ignoring=["ctime_ns"]) == []
+    # The change time cannot be set, and looking into a folder sets its access time.
+    ignored = ["ctime_ns", "atime_ns"]
+    assert differences(truth[point, "ext4"], read_entries(target), ignoring=ignored) == []
     holes = (target / "sparse").stat()
     assert holes.st_blocks * 512 < 200_000 < holes.st_size
 
@@ -278,7 +280,7 @@ def test_an_image_of_a_mounted_file_system_says_so(history: History) -> None:
     notes = {}
     for point in POINTS:
         facts = mountfs("info", "--json", f"{history.repository}/disk@{point}").facts
-        notes[point] = [volume["note"] for volume in facts["volumes"]]
+        notes[point] = [volume["file_system"]["note"] for volume in facts["volumes"]]
     assert "journal" in notes[LIVE][0]
     assert [notes[point][0] for point in (1, 2)] == ["", ""]
 

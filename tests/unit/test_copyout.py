@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import hashlib
 import itertools
 import os
@@ -1045,6 +1046,7 @@ def test_an_interrupt_at_any_moment_leaves_no_temporary_file(tmp_path: Path) -> 
     previous = signal.signal(signal.SIGALRM, interrupt)
     tracer = sys.gettrace()
     sys.settrace(None)  # an exception inside the coverage tracer would leave its lock held for ever
+    gc.disable()  # and one inside a callback of the collector would be lost
     stopped = 0
     try:
         for turn in range(200):
@@ -1061,6 +1063,7 @@ def test_an_interrupt_at_any_moment_leaves_no_temporary_file(tmp_path: Path) -> 
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
         sys.settrace(tracer)
+        gc.enable()
     assert stopped > 20
 
 

@@ -296,9 +296,8 @@ def test_a_warm_cache_does_not_hide_damage_from_verify() -> None:
             repository = stack.enter_context(repository_with(chain().files))
             point = points_by_key(repository)[key]
             read_point(repository, point)
-            device = repository.layer(point)._device
-            content = bytearray(device._content)
+            content = bytearray(chain().files[key])
             content[frame.offset + FRAME] ^= 1
-            device._content = bytes(content)
+            repository.storage.publish(key, bytes(content), replace=True)
             report = next(iter(verify(repository, [point], threads=1)))
             assert report.damaged_count > 0, f"frame of kind {frame.kind} at {frame.offset}"
