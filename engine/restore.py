@@ -81,6 +81,7 @@ def restore(
             report(RestoreProgress("restore", done, view.size))
     target.flush()
     if check:
+        target.evict()
         compare(view, target, threads=threads, report=report)
     return RestoreResult(view.size, written, check, time.monotonic() - started)
 

@@ -61,6 +61,10 @@ class WritableDevice(BlockDevice, Protocol):
         """Make the range read as zeros, as cheaply as the target can."""
         ...
 
+    def evict(self) -> None:
+        """Flush, and forget what is cached, so that the next `pread` comes from the medium if it can."""
+        ...
+
     def flush(self) -> None:
         """Return when everything written is durable; an error here means it may be lost."""
         ...

@@ -18,7 +18,7 @@ _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\
 def to_path_name(raw: bytes) -> bytes:
     """Return a name that is legal as one component of a path; the same when it already is.
 
-    A name that no path can carry becomes ``%escaped%`` and the name with ``%25``, ``%2F``, ``%00`` and ``%2E``
+    A name that no path can carry becomes ``%escaped%`` and the name with ``%25``, ``%2F``, ``%00``, ``%2E``
     in it. Reversible, so two names never become one: a name that begins like that is escaped as well.
     """
     if raw in {b".", b".."}:

@@ -41,10 +41,6 @@ class Target(WritableDevice, Protocol):
     """The device or the file that will be there after `commit`."""
     sector_size: int
 
-    def evict(self) -> None:
-        """Flush, and forget what is cached, so that the next `pread` comes from the medium if it can."""
-        ...
-
     def commit(self) -> None:
         """Make all of it durable and visible, and close it."""
         ...

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shutil
 import socket
 import stat
@@ -29,7 +28,7 @@ from support.product import mounted, mountfs
 from support.requirements import require_fuse, require_root, require_tool, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 

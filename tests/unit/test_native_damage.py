@@ -23,6 +23,7 @@ from golden.second_reader import FOOTER, FRAME, HEADER, Frame, Image
 from imageformat.errors import IncompleteImageError, MountfsError, error_classes
 from imageformat.layer import ImageType
 from imageformat.repository import Point, Repository
+from imageformat.view import ImageView
 
 BLOCKS = 300
 """More than one leaf page of 256: the index has two levels."""
@@ -113,10 +114,9 @@ def check_flip(which: int, at: int, bit: int) -> None:
 
 
 def structure(which: int, *, payload_step: int) -> Iterator[int]:
-    """Offsets of header, footer, frame headers, pages and ancestors; of block payloads every so many bytes."""
+    """Offsets of header, footer, frame headers, pages and ancestors; of a sample of block payloads."""
     size = len(chain().files[chain().keys[which]])
-    for at in (*range(512), *range(512, HEADER, 61), *range(HEADER - 16, HEADER)):
-        yield at
+    yield from (*range(512), *range(512, HEADER, 61), *range(HEADER - 16, HEADER))
     for frame in frames(which):
         yield from range(frame.offset, frame.offset + FRAME)
         step = payload_step if frame.kind == 1 else 5
@@ -187,8 +187,6 @@ def unreadable_blocks(repository: Repository, point: Point, disk: bytes) -> set[
 
 
 def read_block(repository: Repository, point: Point, block: int, size: int) -> bytes:
-    from imageformat.view import ImageView
-
     view = ImageView(repository.chain(point), repository.cache)
     return view.pread(block * BLOCK, min(BLOCK, size - block * BLOCK))
 

@@ -1,0 +1,186 @@
+"""The stored images through the product: backed up, opened, every disk and every listed file right.
+
+The oracle is what other tools read from these images (expectations.json), published with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.backup import BackupOptions, backup
+from engine.devices.source import open_source
+from imageformat.repository import Repository
+from imageformat.storage.local import LocalStorage
+from mountfs.session import Session, file_system_drivers
+from mountfs.tree import Node, NodeKind
+from support.requirements import REPOSITORY
+
+PIECE = 1 << 20
+SERVED = frozenset().union(*(driver.types for driver in file_system_drivers()))
+TYPES = {"vfat": "fat32", "hfsplus": "hfs+"}
+UNREADABLE = {("ext4-ext4view-disk1", r"encrypted_dir/.*"): "fscrypt: the names are ciphertext, and refused"}
+
+
+def unpack(shared: Path, packed: str, target: Path) -> None:
+    """Unpack, leaving what is zeros a hole."""
+    with lzma.open(shared / "fs-images" / packed) as source, target.open("wb") as file:
+        while piece := source.read(PIECE):
+            if piece.strip(b"\0"):
+                file.write(piece)
+            else:
+                file.seek(len(piece), 1)
+        file.truncate(file.tell())
+
+
+def image(disk: Path, repository: Path, name: str) -> None:
+    device = open_source(str(disk))
+    opened = Repository(LocalStorage(repository))
+    backup(device, opened, name, BackupOptions(), origin={"source": str(disk)})
+    opened.close()
+    device.close()
+
+
+def find(session_tree: Any, path: str) -> Node | None:
+    node = session_tree.root()
+    for part in path.encode("utf-8", "surrogateescape").split(b"/"):
+        node = session_tree.child(node, part)
+        if node is None:
+            return None
+    return node
+
+
+def content_hash(tree: Any, node: Node) -> str:
+    digest, offset = hashlib.sha256(), 0
+    while piece := tree.read(node, offset, PIECE):
+        digest.update(piece)
+        offset += len(piece)
+    return digest.hexdigest()
+
+
+def raw_cases(shared: Path) -> list[dict[str, Any]]:
+    cases = json.loads((shared / "fs-images" / "expectations.json").read_text())["good"]
+    return [case for case in cases if case["format"] == "raw"]
+
+
+def check_partitions(case: dict[str, Any], tree: Any) -> list[str]:
+    known = {volume.number: (volume.offset, volume.size) for volume in tree.volumes()}
+    wrong = []
+    for part in case.get("partitions", []):
+        if part["type"] in {"0x5", "0xf", "0x85"} or part["scheme"] == "freebsd":
+            continue  # containers: what is in them is listed; a BSD label is shown as the partition it is in
+        place = part["start"], part["length"]
+        if place not in known.values():
+            wrong.append(f"{case['id']}: no partition at {place}: {known}")
+    return wrong
+
+
+def check_files(shared: Path, case: dict[str, Any], tree: Any) -> tuple[list[str], int]:
+    wrong, files = [], 0
+    for system in case.get("filesystems", []):
+        if "truth" not in system or TYPES.get(system["type"], system["type"]) not in SERVED:
+            continue
+        for entry in json.loads((shared / "fs-images" / system["truth"]).read_text()):
+            path = entry["path"].strip("/")
+            if "sha256" not in entry or any(
+                case["id"] == name and re.fullmatch(pattern, path) for name, pattern in UNREADABLE
+            ):
+                continue
+            node = find(tree, f"{system['partition']}/{path}")
+            if node is None or node.kind is not NodeKind.FILE:
+                wrong.append(f"{case['id']}: {path} is not there")
+            elif content_hash(tree, node) != entry["sha256"]:
+                wrong.append(f"{case['id']}: {path} has other content")
+            files += 1
+    return wrong, files
+
+
+def test_every_good_raw_image(shared_data: Path, tmp_path: Path) -> None:
+    wrong: list[str] = []
+    total = 0
+    for case in raw_cases(shared_data):
+        disk = tmp_path / f"{case['id']}.img"
+        unpack(shared_data, case["packed"]["disk.img"], disk)
+        image(disk, tmp_path / "repo", case["id"])
+        disk.unlink()
+        with Session(str(tmp_path / "repo" / case["id"])) as session:
+            tree = session.disk_tree(session.location.point())
+            whole = find(tree, "disk.img")
+            if whole is None or content_hash(tree, whole) != case["disk"]["sha256"]:
+                wrong.append(f"{case['id']}: the disk has other bytes")
+            wrong += check_partitions(case, tree)
+            found, files = check_files(shared_data, case, tree)
+            wrong += found
+            total += files
+            tree.close()
+    assert wrong == []
+    assert total > 11_000
+
+
+ODD = r"""
+import json, resource, signal, sys
+from pathlib import Path
+from mountfs.cli.__main__ import run
+from mountfs.session import Session
+from mountfs.traversal import Walk, Visit
+from mountfs.tree import NodeKind
+from imageformat.errors import MountfsError
+
+def late(*_):
+    raise SystemExit("took more than ten seconds")
+
+signal.signal(signal.SIGALRM, late)
+repo = sys.argv[1]
+for disk in sys.argv[2:]:
+    signal.alarm(10)
+    code = run(["backup", disk, repo, "--quiet", "--json"])
+    assert code == 0, (disk, code)
+    name = Path(disk).stem
+    assert run(["info", f"{repo}/{name}", "--json"]) == 0, disk
+    with Session(f"{repo}/{name}") as session:
+        tree = session.disk_tree(session.location.point())
+        entries = 0
+        for step in Walk(tree, tree.root(), b""):
+            entries += 1
+            if step.visit is Visit.ENTRY and step.node.kind is NodeKind.FILE:
+                try:
+                    tree.read(step.node, 0, 65536)
+                    list(tree.extents(step.node))
+                except MountfsError:
+                    pass
+        assert entries > 1, disk
+        tree.close()
+    signal.alarm(0)
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("batch", range(4))
+def test_odd_images_do_no_harm(shared_data: Path, tmp_path: Path, batch: int) -> None:
+    odd = json.loads((shared_data / "fs-images" / "odd.json").read_text())[batch::4]
+    disks = []
+    for number, case in enumerate(odd):
+        disk = tmp_path / f"odd-{number}.img"
+        unpack(shared_data, case["packed"], disk)
+        disks.append(disk)
+    done = subprocess.run(
+        [sys.executable, "-c", ODD, tmp_path / "repo", *disks],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert int(done.stderr.rsplit("peak ", 1)[1]) << 10 < 512 << 20
+    for disk, case in zip(disks, odd, strict=True):
+        assert hashlib.sha256(disk.read_bytes()).hexdigest() == case["sha256"], "it was written to"
