@@ -95,7 +95,8 @@ def set_name_for(source: str) -> str:
 
 def check_set_name(name: str) -> str:
     """Return a legal set name, or raise `UsageError`."""
-    if not name or name[0] in ".-" or len(name) > 100 or any(char in name for char in "/\\:@\0\n"):
+    fits = name.isprintable() and name == name.strip() and not set(name) & set("/\\:@")
+    if not name or name[0] in ".-" or len(name) > 100 or not fits:
         raise UsageError(
             f"'{name}' cannot name a set: use --set with letters, digits, '-', '_', '.', up to 100"
         )

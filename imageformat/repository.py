@@ -244,22 +244,21 @@ def _judge(info: ImageInfo, by_id: Mapping[UUID, ImageInfo], verdicts: dict[UUID
     line: list[ImageInfo] = []
     on_line: set[UUID] = set()
     current: ImageInfo | None = info
-    error: MountfsError | None = None
+    verdict: Problem | None = None
     while current is not None and current.id not in verdicts:
         if current.id in on_line:
-            error = ChainCycleError(f"point {current.number}: is its own ancestor; its set was tampered with")
+            message = f"point {current.number}: is its own ancestor; its set was tampered with"
+            verdict = Problem.of(ChainCycleError(message))
             break
         line.append(current)
         on_line.add(current.id)
-        if current.parent_id is None:
-            break
-        parent = by_id.get(current.parent_id)
-        error = _link_error(current, parent)
-        if error is not None:
-            break
-        current = parent
-    verdict = Problem.of(error) if error is not None else verdicts.get(current.id) if current else None
+        current = by_id.get(current.parent_id) if current.parent_id is not None else None
+    else:
+        verdict = verdicts[current.id] if current is not None else None
     for image in reversed(line):
+        if verdict is None and image.parent_id is not None:
+            error = _link_error(image, by_id.get(image.parent_id))
+            verdict = Problem.of(error) if error is not None else None
         verdicts[image.id] = verdict
 
 
@@ -273,6 +272,6 @@ def _link_error(child: ImageInfo, parent: ImageInfo | None) -> MountfsError | No
         return ParentMismatchError(
             f"point {child.number}: its parent (point {parent.number}) was replaced by other content"
         )
-    if parent.depth != child.depth - 1 and parent.parent_id != child.id:
+    if parent.depth != child.depth - 1:
         return ParentMismatchError(f"point {child.number}: its parent stands at another place of the chain")
     return None

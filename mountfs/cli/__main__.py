@@ -82,6 +82,8 @@ def _dispatch(arguments: list[str]) -> int:
         wrong = UsageError(error.format_message())
         wrong.add_note(f"see '{error.ctx.command_path if error.ctx else 'mountfs'} --help'")
         raise wrong from error
+    if code == InterruptedByUserError.exit_code:
+        raise KeyboardInterrupt  # typer has turned it into its exit code
     return int(code or 0)
 
 

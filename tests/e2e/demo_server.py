@@ -131,15 +131,21 @@ class Server:
     """A server in a process of its own, for the tests."""
 
     def __init__(
-        self, kind: str, mountpoint: Path, *arguments: str | Path, prefix: tuple[str, ...] = ()
+        self,
+        kind: str,
+        mountpoint: Path,
+        *arguments: str | Path,
+        command: tuple[str | Path, ...] = (),
+        env: dict[str, str] | None = None,
     ) -> None:
         self.mountpoint = mountpoint
+        start = command or (sys.executable, __file__)
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, __file__, kind, mountpoint, *arguments],
+            [*start, kind, mountpoint, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            env=env or os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         )
 
     def __enter__(self) -> Self:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,18 +21,25 @@ from mountfs.adapters import MountOptions
 from mountfs.adapters.fuse import PLUGIN, unavailable
 from mountfs.memorytree import MemoryTree, folder
 from mountfs.mounts import MountState, abort, clear_stale, list_mounts, unmount
+from support.everyone import (
+    AS_NOBODY,
+    NOBODY,
+    as_nobody,
+    copied,
+    environment_for_everyone,
+    python_for_everyone,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.fuse
+# `clear_stale` takes away the dead mounts of other tests, so these run one after the other.
+pytestmark = [pytest.mark.fuse, pytest.mark.xdist_group("mounts")]
 
 _spec = importlib.util.spec_from_file_location("demo_server", Path(__file__).with_name("demo_server.py"))
 demo_server = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(demo_server)
 Server = demo_server.Server
-NOBODY = 65534
-PYTHON = sys.executable
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -212,75 +219,63 @@ def nobodys_folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-AS_NOBODY = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "--inh-caps=-all")
-
-
-def as_nobody(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    for name in [name for name in environment if name.startswith("COVERAGE")]:
-        del environment[name]  # another user cannot write our figures
-    return subprocess.run(
-        [*AS_NOBODY, *command], capture_output=True, text=True, timeout=30, check=False, env=environment
-    )
-
-
-@pytest.fixture
-def _nobody_can_run() -> None:
-    if as_nobody(PYTHON, "-c", "import mountfs, xxhash").returncode:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("this Python is not readable for other users")
+def nobodys_server(folder: Path) -> Any:
+    command = (*AS_NOBODY, python_for_everyone(), copied(demo_server.__file__))
+    return Server("demo", folder, command=command, env=environment_for_everyone())
 
 
 @pytest.mark.root
-@pytest.mark.usefixtures("device_for_everyone", "_nobody_can_run")
+@pytest.mark.usefixtures("device_for_everyone")
 def test_a_user_mounts_his_own_backup(nobodys_folder: Path) -> None:
-    with Server("demo", nobodys_folder, prefix=AS_NOBODY) as server:
+    with nobodys_server(nobodys_folder) as server:
         read = as_nobody("cat", nobodys_folder / "secret", nobodys_folder / "hello.txt")
         assert (read.stdout, read.stderr) == ("root only\nhello\n", ""), "he reads what root owned"
         with pytest.raises(PermissionError):
             (nobodys_folder / "secret").read_text()
         code = "from mountfs.mounts import *; from pathlib import Path; import sys; "
         busy = as_nobody(
-            sys.executable,
+            python_for_everyone(),
             "-c",
             f"{code}import os; os.chdir(sys.argv[1]); unmount(Path.cwd())",
             nobodys_folder,
         )
         assert "MountError" in busy.stderr
         assert "is in use by python" in busy.stderr
-        ended = as_nobody(PYTHON, "-c", f"{code}unmount(Path(sys.argv[1]))", nobodys_folder)
+        ended = as_nobody(python_for_everyone(), "-c", f"{code}unmount(Path(sys.argv[1]))", nobodys_folder)
         assert (ended.returncode, ended.stderr) == (0, "")
         assert server.wait() == (0, "done\n", "")
 
 
 @pytest.mark.root
-@pytest.mark.usefixtures("device_for_everyone", "_nobody_can_run")
+@pytest.mark.usefixtures("device_for_everyone")
 def test_a_user_clears_his_own_dead_mount(nobodys_folder: Path) -> None:
-    with Server("demo", nobodys_folder, prefix=AS_NOBODY) as server:
+    with nobodys_server(nobodys_folder) as server:
         server.process.kill()
         server.process.wait()
         code = "from mountfs.mounts import *; print([str(r.mountpoint) for r in clear_stale()])"
-        done = as_nobody(PYTHON, "-c", code)
+        done = as_nobody(python_for_everyone(), "-c", code)
         assert (done.stdout, done.stderr) == (f"['{nobodys_folder}']\n", "")
         assert state_of(nobodys_folder) is None
 
 
 @pytest.mark.root
-@pytest.mark.usefixtures("device_for_everyone", "_nobody_can_run")
+@pytest.mark.usefixtures("device_for_everyone")
 def test_what_a_user_may_not_do(nobodys_folder: Path, tmp_path: Path) -> None:
-    others = as_nobody(PYTHON, demo_server.__file__, "demo", nobodys_folder, "--allow-other")
+    others = as_nobody(
+        python_for_everyone(), copied(demo_server.__file__), "demo", nobodys_folder, "--allow-other"
+    )
     assert "user_allow_other" in others.stderr
     os.chown(nobodys_folder, 0, 0)
-    foreign = as_nobody(PYTHON, demo_server.__file__, "demo", nobodys_folder)
+    foreign = as_nobody(python_for_everyone(), copied(demo_server.__file__), "demo", nobodys_folder)
     assert foreign.returncode == MountPointError.exit_code
     with Server("demo", nobodys_folder):
         code = (
             "from mountfs.mounts import *; from pathlib import Path; import sys; unmount(Path(sys.argv[1]))"
         )
-        assert "AccessDeniedError" in as_nobody(PYTHON, "-c", code, nobodys_folder).stderr
+        assert "AccessDeniedError" in as_nobody(python_for_everyone(), "-c", code, nobodys_folder).stderr
 
 
 @pytest.mark.root
-@pytest.mark.usefixtures("_nobody_can_run")
 def test_allow_other_lets_others_in_under_the_permissions_of_the_files(nobodys_folder: Path) -> None:
     with Server("demo", nobodys_folder, "--allow-other"):
         assert as_nobody("cat", nobodys_folder / "link").stdout == "deep\n"
