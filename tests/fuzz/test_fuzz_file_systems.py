@@ -23,15 +23,18 @@ CASES = {
     "iso9660": ("iso9660", "iso-libcdio-copying-rr"),
     "ntfs": ("tsk", "ntfs-colinfinck"),
     "hfs+": ("tsk", "hfsp-dfvfs"),
+    "apfs": ("apfs", "apfs-dfvfs"),
 }
 ROUNDS = 80
 
 WORKER = r"""
-import importlib, json, lzma, random, resource, signal, sys
+import importlib, json, lzma, random, resource, signal, struct, sys
+from itertools import accumulate
 from pathlib import Path
 
 from imageformat.device import MemoryDevice
 from imageformat.errors import MountfsError
+from mountfs.drivers._apfs_objects import checksum_fits
 from mountfs.tree import FileSystemInfo, NodeKind
 
 module, name, path, first, rounds = sys.argv[1:]
@@ -48,7 +51,20 @@ def damaged(rng):
         top = 256**width
         value = rng.choice([0, 1, top - 1, top // 2, top // 2 - 1, rng.randrange(top)])
         content[at : at + width] = value.to_bytes(width, "little")
+    if name == "apfs":
+        repair(content)
     return bytes(content)
+
+
+def repair(content):
+    # Every block that was an intact object gets a right checksum: damage must get past that check.
+    for at in range(0, len(content), 4096):
+        if not checksum_fits(sound[at : at + 4096]):
+            continue
+        words = struct.unpack_from("<1022I", content, at + 8)
+        one, two = sum(words) % 0xFFFFFFFF, sum(accumulate(words)) % 0xFFFFFFFF
+        low = 0xFFFFFFFF - (one + two) % 0xFFFFFFFF
+        struct.pack_into("<II", content, at, low, 0xFFFFFFFF - (one + low) % 0xFFFFFFFF)
 
 
 def visit(tree):
