@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import UsageError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_CHAIN = 1000
 """A chain this long is not continued; the next image is a full one."""
+MAX_NUMBER = 0xFFFF_FFFF
+"""What the format can hold; a damaged or hostile image may claim it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,9 @@ def _on(parent: Point, kind: ImageType, number: int) -> BackupPlan:
 
 def next_number(image_set: ImageSet) -> int:
     """Return a number that no image of the set has, not even one whose content cannot be read."""
-    return max((point.number for point in image_set.points), default=0) + 1
+    numbers = {point.number for point in image_set.points}
+    following = max(numbers, default=0) + 1
+    return following if following <= MAX_NUMBER else next(n for n in count(1) if n not in numbers)
 
 
 def image_name(number: int, kind: ImageType, created_ns: int, image_id: UUID) -> str:

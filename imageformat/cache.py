@@ -1,7 +1,8 @@
 """The block cache: byte-bounded, thread-safe, single-flight, shared by every point of a mount.
 
-It holds decoded blocks and index pages under keys that name stored bytes (image id and offset), so the
-same frame is decoded once however many points show it.
+It holds decoded blocks and index pages under keys that name stored bytes and what they must be (image id,
+offset, checksum ...), so the same frame is decoded once however many points show it, and what was proven
+for one question is never the answer to another.
 """
 
 from __future__ import annotations

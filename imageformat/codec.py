@@ -68,7 +68,7 @@ def decode(codec: int, payload: bytes, raw_length: int) -> bytes:
         stated = zstandard.frame_content_size(payload)
         if stated != raw_length:
             raise CorruptImageError(f"compressed block states {stated} bytes instead of {raw_length}")
-        raw = _state.decompressor.decompress(payload)
+        raw = _state.decompressor.decompress(payload, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CorruptImageError(f"compressed block cannot be decoded: {error}") from error
     if len(raw) != raw_length:

@@ -114,7 +114,7 @@ class ImageView:
     def _blocks(self, refs: Sequence[BlockRef]) -> list[bytes]:
         if not refs:
             return []
-        keys = [(self._layer_id(ref.layer), ref.offset) for ref in refs]
+        keys = [(self._layer_id(ref.layer), *ref[1:]) for ref in refs]
         return self._cache.get_many(keys, lambda missing: self._load([refs[index] for index in missing]))
 
     def _layer_id(self, depth: int) -> bytes:

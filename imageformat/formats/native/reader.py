@@ -15,6 +15,7 @@ from imageformat.errors import (
     UnsupportedFeatureError,
 )
 from imageformat.formats.native.index import (
+    EMPTY_TOP,
     Geometry,
     ResolvedIndex,
     check_page,
@@ -38,6 +39,7 @@ from imageformat.formats.native.structs import (
     Header,
     Record,
     State,
+    fill_record,
     page_number,
     unpack_ancestors,
     unpack_footer,
@@ -113,11 +115,16 @@ class NativeLayer:
             geometry, footer.top[RECORD_SIZE:]
         ):
             raise CorruptImageError(f"{self.name}: the footer contradicts the header")
-        if geometry.blocks and top.state != State.PAGE:
+        if not geometry.blocks:
+            legal = footer.top == EMPTY_TOP
+        elif top.state in _FILLS:
             blocks, bits = geometry.blocks, geometry.page_bits
-            expected = top.state in _FILLS and uniform_digest(geometry.height - 1, blocks, bits, top.state)
-            if expected != footer.top[RECORD_SIZE:]:
-                raise CorruptImageError(f"{self.name}: the footer's top record is illegal")
+            logical = uniform_digest(geometry.height - 1, blocks, bits, top.state)
+            legal = footer.top == fill_record(State(top.state), top.layer) + logical
+        else:
+            legal = top.state == State.PAGE
+        if not legal or top.layer > self.header.depth:
+            raise CorruptImageError(f"{self.name}: the footer's top record is illegal")
         table = footer.ancestors_offset, footer.ancestors_length
         if (self.header.depth > 0) != (table != (0, 0)):
             raise CorruptImageError(f"{self.name}: the ancestor table does not fit the chain")
@@ -153,7 +160,7 @@ class NativeLayer:
     def _origin(self) -> Mapping[str, object]:
         try:
             return msgspec.json.decode(self.header.origin, type=dict[str, object])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise CorruptImageError(f"{self.name}: the ORIGIN record is not JSON: {error}") from error
 
     def ancestors(self) -> tuple[Ancestor, ...]:
@@ -171,7 +178,7 @@ class NativeLayer:
     def page(self, record: Record, level: int, page: int, size: int) -> bytes:
         """Return the proven raw bytes of an index page stored in this file, from the cache if there."""
         return self._cache.get(
-            (self._id, record.offset),
+            (self._id, record, level, page, size),
             lambda: self._read_frame(
                 record,
                 FrameKind.PAGE,
