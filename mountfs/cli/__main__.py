@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from imageformat.errors import InterruptedByUserError, MountfsError, UsageError
+from mountfs import __version__
 from mountfs.cli.command import renderer_for
 from mountfs.cli.render import OutputClosedError, run_to_exit_code
 
@@ -129,12 +130,22 @@ def _stub() -> None:
     """Stand for a command in the list of commands."""
 
 
-def _main_options(
-    version: bool = typer.Option(False, "--version", help="Show the version.", is_eager=True),  # noqa: FBT001, FBT003
-) -> None:
-    if version:
-        typer.echo(f"mountfs {importlib.import_module('mountfs').__version__}")
+def _show_version(asked: bool) -> None:  # noqa: FBT001 (typer passes it so)
+    if asked:
+        typer.echo(f"mountfs {__version__}")
         raise typer.Exit
+
+
+def _main_options(
+    version: bool = typer.Option(  # noqa: FBT001 (an option that ends the program)
+        False,  # noqa: FBT003
+        "--version",
+        help="Show the version.",
+        callback=_show_version,
+        is_eager=True,
+    ),
+) -> None:
+    """Take the options that stand before the command."""
 
 
 if __name__ == "__main__":

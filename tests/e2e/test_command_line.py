@@ -1,0 +1,47 @@
+"""The program itself: version, help, completion, and that it loads only what a command needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from mountfs import __version__
+from mountfs.cli.__main__ import COMMANDS
+from support.product import environment, mountfs
+
+
+def test_version() -> None:
+    assert mountfs("--version").out.decode() == f"mountfs {__version__}\n"
+
+
+def test_help_names_every_command_and_says_the_same_as_the_command() -> None:
+    listed = mountfs("--help").out.decode()
+    for name, summary in COMMANDS.items():
+        assert f"\n  {name} " in listed
+        assert summary[:30] in listed
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str) -> None:
+    text = mountfs(name, "--help").out.decode()
+    assert "--json" in text
+    assert "--verbose" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [("mountfs re", {"restore"}), ("mountfs restore --v", {"--verify", "--verbose"})]
+)
+def test_completion(words: str, expected: set[str]) -> None:
+    asked = {"_MOUNTFS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    assert set(mountfs(env=environment(**asked)).out.decode().split()) == expected
+
+
+def test_listing_loads_no_library_that_it_does_not_need() -> None:
+    code = (
+        "import sys; from mountfs.cli.__main__ import application; application(['list']); "
+        "print(*[name for name in ('rich', 'mfusepy', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, check=True)
+    assert done.stdout.strip() == b""
