@@ -156,6 +156,8 @@ def clear_stale() -> list[MountRecord]:
             unmount(record.mountpoint, lazy=True)
         except AccessDeniedError:
             continue
+        except MountPointError:
+            pass  # somebody else was faster: it is gone, as it should be
         cleared.append(record)
     return cleared
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,12 +12,12 @@ import typer
 
 from imageformat.errors import InterruptedByUserError, MountfsError, UsageError
 from mountfs import __version__
+from mountfs.cli import interrupts
 from mountfs.cli.command import renderer_for
 from mountfs.cli.render import OutputClosedError, run_to_exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
 COMMANDS = {
     "backup": "Image a disk, a partition or an image file: full first, then incremental.",
@@ -43,7 +42,13 @@ _PARSER_ERROR: Any = typer.BadParameter.__mro__[1]
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
-    sys.exit(run_to_exit_code(lambda: run(sys.argv[1:])))
+    code = InterruptedByUserError.exit_code
+    try:
+        code = run_to_exit_code(lambda: run(sys.argv[1:]))
+    except KeyboardInterrupt:
+        interrupts.ignore()
+    interrupts.ignore()
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -52,7 +57,7 @@ def run(arguments: list[str]) -> int:
     Raises:
         OutputClosedError: nobody reads on; `run_to_exit_code` ends it quietly.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupts.raise_them()
     try:
         return _dispatch(arguments)
     except OutputClosedError:
@@ -91,11 +96,6 @@ def _dispatch(arguments: list[str]) -> int:
 def _fail(arguments: list[str], error: MountfsError) -> int:
     renderer_for(arguments).error(error)
     return error.exit_code
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    """End a command on SIGTERM as Ctrl-C does, so that it cleans up."""
-    raise KeyboardInterrupt
 
 
 def application(arguments: list[str]) -> typer.Typer:
