@@ -31,7 +31,7 @@ from imageformat.formats.native.structs import (
     State,
     unpack_record,
 )
-from imageformat.formats.native.writer import EncodedBlock, NativeWriter, encode_block
+from imageformat.formats.native.writer import NO_ANCESTORS, EncodedBlock, NativeWriter, encode_block
 from imageformat.layer import Ancestor, ImageInfo, ImageType
 
 if TYPE_CHECKING:
@@ -203,10 +203,10 @@ def _header(job: _Job, plan: BackupPlan, parent: ImageInfo | None) -> Header:
 
 def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> tuple[str, ImageInfo, int]:
     index: ResolvedIndex | None = None
-    ancestors: tuple[Ancestor, ...] = ()
+    ancestors = NO_ANCESTORS
     if chain is not None:
         index = resolved_index(chain.layer(chain.depth), chain.layer)
-        ancestors = (*chain.ancestors(), Ancestor(chain.info.id, chain.info.root))
+        ancestors = chain.ancestors().followed_by(Ancestor(chain.info.id, chain.info.root))
     header = _header(job, plan, chain.info if chain else None)
     name = image_name(plan.number, plan.type, header.created_ns, header.image_id)
     target = job.repository.storage.create(f"{job.image_set.prefix}{name}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from engine.pipeline import default_threads, ordered_map
 from imageformat.catalog import Proof
 from imageformat.errors import CorruptImageError, MountfsError, ParentMissingError
-from imageformat.layer import BlockRef
+from imageformat.layer import BlockRef, Lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from imageformat.repository import Point, Repository
 
 _BATCH = 16
-_CHUNK_BLOCKS = 256
 MAX_DAMAGES = 10_000
 """Listed one by one for each file; the rest is counted."""
 
@@ -120,21 +119,24 @@ def verify_file(
         damages.append(_damage(point.problem.to_error()))
     if point.info is None:
         return FileReport(point, 0, 0, tuple(damages), len(damages), 0)
+    ancestor = None
     try:
         if point.problem is None:
-            repository.chain(point).prove()
+            chain = repository.chain(point)
+            chain.prove()
+            ancestor = chain.layer
         layer = repository.fresh_layer(point)
     except MountfsError as error:
         damages.append(_damage(error))
         return FileReport(point, 0, 0, tuple(damages), len(damages), 0)
     with contextlib.closing(layer):
+        damages.extend(_damage(CorruptImageError(message)) for message in layer.prove(ancestor))
         return _verify_layer(layer, point, damages, threads, advance)
 
 
 def _verify_layer(
     layer: ImageLayer, point: Point, damages: list[Damage], threads: int, advance: Callable[[int], None]
 ) -> FileReport:
-    damages.extend(_damage(CorruptImageError(message)) for message in layer.prove())
     blocks = stored = transient = 0
     batches = _batches(layer, damages)
     with contextlib.closing(
@@ -164,21 +166,16 @@ def _batches(layer: ImageLayer, damages: list[Damage]) -> Iterator[tuple[BlockRe
     """Yield the frames that the layer holds itself; a damaged part of the index is noted and passed."""
     own = layer.info.depth
     for number, disk in enumerate(layer.info.disks):
-        step = disk.block_size * _CHUNK_BLOCKS
         pending: list[BlockRef] = []
-        for offset in range(0, disk.size, step):
-            size = min(step, disk.size - offset)
-            try:
-                pending.extend(
-                    piece.source
-                    for piece in layer.pieces(number, offset, size)
-                    if isinstance(piece.source, BlockRef) and piece.source.layer == own
-                )
-            except CorruptImageError as error:
-                damages.append(_damage(error, offset, size))
-            while len(pending) >= _BATCH:
-                yield tuple(pending[:_BATCH])
-                del pending[:_BATCH]
+        for piece in layer.pieces(number, 0, disk.size):
+            source = piece.source
+            if isinstance(source, Lost):
+                damages.append(_damage(CorruptImageError(source.message), piece.offset, piece.length))
+            elif isinstance(source, BlockRef) and source.layer == own:
+                pending.append(source)
+                if len(pending) == _BATCH:
+                    yield tuple(pending)
+                    pending.clear()
         if pending:
             yield tuple(pending)
 

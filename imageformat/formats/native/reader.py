@@ -18,21 +18,22 @@ from imageformat.formats.native.index import (
     EMPTY_TOP,
     Geometry,
     ResolvedIndex,
-    check_page,
-    directory_digest,
-    leaf_digest,
+    has_legal_states,
     logical_root,
+    page_digest,
     uniform_digest,
 )
+from imageformat.formats.native.lookup import FILLS, index_pieces
+from imageformat.formats.native.proof import index_faults
 from imageformat.formats.native.structs import (
     DIRECTORY_RECORD_SIZE,
     FOOTER_SIZE,
     FRAME_HEADER_SIZE,
     HEADER_SIZE,
     MAGIC,
+    MAX_BLOCK_SIZE,
     NO_UUID,
     RECORD_SIZE,
-    ROOT_SIZE,
     Footer,
     FrameHeader,
     FrameKind,
@@ -41,22 +42,21 @@ from imageformat.formats.native.structs import (
     State,
     fill_record,
     page_number,
-    unpack_ancestors,
+    peek_frame,
     unpack_footer,
     unpack_frame,
     unpack_header,
     unpack_record,
 )
-from imageformat.layer import Ancestor, BlockRef, DiskInfo, Fill, ImageInfo, Older, Piece
+from imageformat.layer import Ancestry, BlockRef, DiskInfo, ImageInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from imageformat.cache import BlockCache
     from imageformat.device import BlockDevice
-    from imageformat.layer import ImageLayer
+    from imageformat.layer import ImageLayer, Piece
 
-_FILLS = {State.ZERO: Fill.ZERO, State.UNUSED: Fill.UNUSED, State.BAD: Fill.BAD}
 _MAX_GAP = 64 << 10
 _MAX_RUN = 4 << 20
 
@@ -103,6 +103,7 @@ class NativeLayer:
         self._device = device
         self._cache = cache
         self._id = header.image_id.bytes
+        self._alone = ResolvedIndex(self.geometry, footer.top, self._holder)
         self._check_footer(header_digest)
         self.info = self._describe()
 
@@ -117,7 +118,7 @@ class NativeLayer:
             raise CorruptImageError(f"{self.name}: the footer contradicts the header")
         if not geometry.blocks:
             legal = footer.top == EMPTY_TOP
-        elif top.state in _FILLS:
+        elif top.state in FILLS:
             blocks, bits = geometry.blocks, geometry.page_bits
             logical = uniform_digest(geometry.height - 1, blocks, bits, top.state)
             legal = footer.top == fill_record(State(top.state), top.layer) + logical
@@ -163,30 +164,32 @@ class NativeLayer:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise CorruptImageError(f"{self.name}: the ORIGIN record is not JSON: {error}") from error
 
-    def ancestors(self) -> tuple[Ancestor, ...]:
+    def ancestors(self) -> Ancestry:
         """See `ImageLayer.ancestors`."""
         if not self.header.depth:
-            return ()
-        size = self.header.depth * (16 + ROOT_SIZE)
+            return Ancestry()
+        size = self.header.depth * Ancestry.ENTRY_SIZE
         record = Record(b"", self.footer.ancestors_offset, self.footer.ancestors_length, 0, 0)
-        raw = self._read_frame(record, FrameKind.ANCESTORS, 0, size, "the ancestor table")
-        table = unpack_ancestors(raw)
+        table = Ancestry(self._read_frame(record, FrameKind.ANCESTORS, 0, size, "the ancestor table"))
         if table[-1] != (self.header.parent_id, self.header.parent_root):
             raise CorruptImageError(f"{self.name}: the ancestor table does not end with the parent")
         return table
 
-    def page(self, record: Record, level: int, page: int, size: int) -> bytes:
-        """Return the proven raw bytes of an index page stored in this file, from the cache if there."""
+    def page(self, record: bytes, level: int, page: int, size: int) -> bytes:
+        """See `PageHolder.page`; from the cache if it is there. The image's own records are proven legal."""
         return self._cache.get(
-            (self._id, record, level, page, size),
-            lambda: self._read_frame(
-                record,
-                FrameKind.PAGE,
-                page_number(level, page),
-                size,
-                f"index page {page} of level {level}",
-            ),
+            (self._id, record, level, page, size), lambda: self._load_page(record, level, page, size)
         )
+
+    def _load_page(self, record: bytes, level: int, page: int, size: int) -> bytes:
+        what = f"index page {page} of level {level}"
+        number = page_number(level, page)
+        raw = self._read_frame(unpack_record(record, 0), FrameKind.PAGE, number, size, what)
+        if page_digest(raw, level) != record[RECORD_SIZE:]:
+            raise CorruptImageError(f"{self.name}: {what} is not what the root names")
+        if not has_legal_states(raw, level, self.header.depth):
+            raise CorruptImageError(f"{self.name}: {what} has an illegal record")
+        return raw
 
     def _read_frame(self, record: Record, kind: FrameKind, number: int, size: int, what: str) -> bytes:
         where = f"{self.name}: {what} at file offset {record.offset} is damaged"
@@ -196,7 +199,7 @@ class NativeLayer:
 
     def _check_place(self, offset: int, length: int, where: str) -> None:
         longest = self.header.block_size + (DIRECTORY_RECORD_SIZE << self.header.page_bits)
-        longest = FRAME_HEADER_SIZE + max(longest, self.header.depth * (16 + ROOT_SIZE))
+        longest = FRAME_HEADER_SIZE + max(longest, self.header.depth * Ancestry.ENTRY_SIZE)
         if offset < HEADER_SIZE or length > longest or offset + length > self.footer.file_size - FOOTER_SIZE:
             raise CorruptImageError(f"{where}: it would lie outside the file")
 
@@ -217,68 +220,22 @@ class NativeLayer:
             raise CorruptImageError(f"{where}: {error}") from error
         return raw
 
-    def pieces(self, disk: int, offset: int, size: int) -> Iterator[Piece]:
+    def pieces(
+        self,
+        disk: int,
+        offset: int,
+        size: int,
+        ancestor: Callable[[int], ImageLayer] | None = None,
+    ) -> Iterator[Piece]:
         """See `ImageLayer.pieces`."""
         if disk != 0:
             raise CorruptImageError(f"{self.name}: has one disk, not {disk + 1}")
         check_range(self.geometry.size, offset, size)
-        end = offset + size
-        while offset < end:
-            record, level, page = self._descend(offset // self.geometry.block_size)
-            span = self.geometry.span(level) * self.geometry.block_size
-            stop = min(end, (offset // span + 1) * span)
-            entry = unpack_record(record, 0)
-            if entry.state in _FILLS:
-                yield Piece(offset, stop - offset, _FILLS[State(entry.state)], 0)
-            elif entry.layer != self.header.depth:
-                self._check_layer(entry)
-                yield Piece(offset, stop - offset, Older(entry.layer), 0)
-            else:
-                raw = self.page(entry, 0, page, self.geometry.page_size(0, page))
-                yield from self._leaf_pieces(raw, page, offset, stop)
-            offset = stop
+        index = self._alone if ancestor is None else resolved_index(self, ancestor)
+        return index_pieces(index, self.name, offset, size)
 
-    def _descend(self, block: int) -> tuple[bytes, int, int]:
-        """Follow own pages towards the leaf of ``block``.
-
-        Returns the deepest record that can be had here, the level of the page it stands in (so that
-        `Geometry.span` of it is what the record covers), and the number of the page it describes.
-        """
-        geometry, depth = self.geometry, self.header.depth
-        record = self.footer.top
-        for level in range(geometry.height - 1, -1, -1):
-            entry = unpack_record(record, 0)
-            page = block >> geometry.page_bits * (level + 1)
-            if entry.state != State.PAGE or entry.layer != depth or level == 0:
-                return record, level + 1, page
-            raw = self.page(entry, level, page, geometry.page_size(level, page))
-            below = block >> geometry.page_bits * level
-            position = (below - (page << geometry.page_bits)) * DIRECTORY_RECORD_SIZE
-            record = raw[position : position + DIRECTORY_RECORD_SIZE]
-        raise CorruptImageError(f"{self.name}: the index of an empty disk was asked for a block")
-
-    def _leaf_pieces(self, raw: bytes, page: int, offset: int, end: int) -> Iterator[Piece]:
-        geometry = self.geometry
-        first = page << geometry.page_bits
-        while offset < end:
-            block = offset // geometry.block_size
-            entry = unpack_record(raw, (block - first) * RECORD_SIZE)
-            start = block * geometry.block_size
-            raw_length = geometry.raw_length(block)
-            length = min(end, start + raw_length) - offset
-            if entry.state == State.DATA:
-                self._check_layer(entry)
-                ref = BlockRef(entry.layer, entry.offset, entry.length, block, raw_length, entry.digest)
-                yield Piece(offset, length, ref, offset - start)
-            elif entry.state in _FILLS:
-                yield Piece(offset, length, _FILLS[State(entry.state)], 0)
-            else:
-                raise CorruptImageError(f"{self.name}: the index has an illegal state for block {block}")
-            offset += length
-
-    def _check_layer(self, entry: Record) -> None:
-        if entry.state not in {State.DATA, State.PAGE} or entry.layer > self.header.depth:
-            raise CorruptImageError(f"{self.name}: the index has an illegal record")
+    def _holder(self, depth: int) -> NativeLayer | None:
+        return self if depth == self.header.depth else None
 
     def load(self, refs: Sequence[BlockRef]) -> tuple[bytes, ...]:
         """See `ImageLayer.load`."""
@@ -307,29 +264,11 @@ class NativeLayer:
             f"at file offset {ref.offset} is damaged"
         )
 
-    def prove(self) -> Iterator[str]:
-        """See `ImageLayer.prove`: every own page, its records and its logical digest."""
-        pending = [(self.footer.top, self.geometry.height - 1, 0)] if self.geometry.blocks else []
-        while pending:
-            record, level, page = pending.pop()
-            entry = unpack_record(record, 0)
-            if entry.state != State.PAGE or entry.layer != self.header.depth:
-                continue
-            try:
-                raw = self.page(entry, level, page, self.geometry.page_size(level, page))
-                check_page(raw, level, self.header.depth, self.name)
-            except CorruptImageError as error:
-                yield str(error)
-                continue
-            logical = directory_digest(raw) if level else leaf_digest(raw)
-            if logical != record[RECORD_SIZE:]:
-                yield f"{self.name}: index page {page} of level {level} is not what the root names"
-            if level:
-                first = page << self.geometry.page_bits
-                pending.extend(
-                    (raw[at : at + DIRECTORY_RECORD_SIZE], level - 1, first + at // DIRECTORY_RECORD_SIZE)
-                    for at in range(0, len(raw), DIRECTORY_RECORD_SIZE)
-                )
+    def prove(self, ancestor: Callable[[int], ImageLayer] | None = None) -> Iterator[str]:
+        """See `ImageLayer.prove`."""
+        depth = self.header.depth
+        parent = resolved_index(ancestor(depth - 1), ancestor) if ancestor is not None and depth else None
+        return index_faults(self._alone, parent, depth, self.name)
 
     def frames(self) -> Iterator[tuple[int, FrameHeader]]:
         """Yield (offset, header) of every intact frame by scanning the file, without the index.
@@ -389,14 +328,17 @@ def scan_frames(device: BlockDevice, image_id: bytes) -> Iterator[tuple[int, Fra
 
 def _intact_frame(device: BlockDevice, offset: int, image_id: bytes) -> FrameHeader | None:
     lengths = device.pread(offset, FRAME_HEADER_SIZE)
-    payload_length = int.from_bytes(lengths[8:12], "little")
-    if lengths[:4] != b"MFfr" or offset + FRAME_HEADER_SIZE + payload_length > device.size:
+    header = peek_frame(lengths)
+    if header is None or header.image_id != image_id or header.payload_length > MAX_BLOCK_SIZE:
+        return None
+    payload_length = header.payload_length
+    if offset + FRAME_HEADER_SIZE + payload_length > device.size:
         return None
     try:
         header, _ = unpack_frame(device.pread(offset, FRAME_HEADER_SIZE + payload_length))
     except MountfsError:
         return None
-    return header if header.image_id == image_id else None
+    return header
 
 
 def _next_magic(device: BlockDevice, offset: int) -> int:

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from imageformat.codec import check64, digest
 from imageformat.errors import CorruptImageError, IncompleteImageError, UnsupportedFeatureError
-from imageformat.layer import Ancestor, ImageType
+from imageformat.layer import ImageType
 
 MAGIC = b"\x89MFI\r\n\x1a\n"
 VERSION = (0, 1)
@@ -291,6 +291,8 @@ def _check_header(header: Header, name: str) -> None:
         and header.depth <= MAX_DEPTH
         and has_parent == (header.depth > 0)
         and has_parent == (header.type is not ImageType.FULL)
+        and (has_parent or header.parent_root == NO_ROOT)
+        and header.number > 0
         and header.image_id != NO_UUID
     )
     if not sane:
@@ -402,16 +404,3 @@ def peek_frame(data: bytes) -> FrameHeader | None:
 def page_number(level: int, page: int) -> int:
     """Return the frame number of an index page."""
     return level << 56 | page
-
-
-def pack_ancestors(ancestors: tuple[Ancestor, ...]) -> bytes:
-    """Return the raw bytes of the ancestor table, oldest first."""
-    return b"".join(ancestor.id.bytes + ancestor.root for ancestor in ancestors)
-
-
-def unpack_ancestors(raw: bytes) -> tuple[Ancestor, ...]:
-    """Parse the ancestor table."""
-    size = 16 + ROOT_SIZE
-    return tuple(
-        Ancestor(UUID(bytes=raw[at : at + 16]), raw[at + 16 : at + size]) for at in range(0, len(raw), size)
-    )

@@ -21,17 +21,19 @@ from imageformat.formats.native.structs import (
     Header,
     Record,
     State,
-    pack_ancestors,
     pack_footer,
     pack_frame,
     pack_header,
     page_number,
 )
+from imageformat.layer import Ancestry
 
 if TYPE_CHECKING:
     from imageformat.device import BlockDevice
-    from imageformat.layer import Ancestor, ImageInfo
+    from imageformat.layer import ImageInfo
     from imageformat.storage import ObjectWriter
+
+NO_ANCESTORS = Ancestry()
 
 
 class EncodedBlock(NamedTuple):
@@ -68,7 +70,7 @@ class NativeWriter:
         target: ObjectWriter,
         header: Header,
         parent: ResolvedIndex | None = None,
-        ancestors: tuple[Ancestor, ...] = (),
+        ancestors: Ancestry = NO_ANCESTORS,
     ) -> None:
         self._target = target
         self._header = header
@@ -137,7 +139,7 @@ class NativeWriter:
         self._target.abort()
 
     def _append_table(self) -> int:
-        raw = pack_ancestors(self._ancestors)
+        raw = self._ancestors.packed
         frame = _frame(self.image_id, FrameKind.ANCESTORS, 0, raw, digest(raw), Codec.STORED, raw)
         self._target.append(frame)
         return len(frame)
