@@ -29,6 +29,7 @@ from imageformat.formats.native.structs import (
     DIRECTORY_RECORD_SIZE,
     FOOTER_SIZE,
     FRAME_HEADER_SIZE,
+    FRAME_MAGIC,
     HEADER_SIZE,
     MAGIC,
     MAX_BLOCK_SIZE,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
 _MAX_GAP = 64 << 10
 _MAX_RUN = 4 << 20
+_SCAN_WINDOW = 1 << 20
 
 
 def probe(device: BlockDevice) -> bool:
@@ -314,39 +316,33 @@ def _run_length(refs: Sequence[BlockRef], position: int) -> int:
 def scan_frames(device: BlockDevice, image_id: bytes) -> Iterator[tuple[int, FrameHeader]]:
     """Yield (offset, header) of every intact frame of an image, from the file alone.
 
-    Damaged parts are stepped over by searching the next frame header of the same image.
+    Damaged parts are stepped over by searching the next frame header of the same image. A length that a
+    damaged header claims is not believed beyond the largest block.
     """
-    from_offset = HEADER_SIZE
-    while from_offset + FRAME_HEADER_SIZE <= device.size:
-        header = _intact_frame(device, from_offset, image_id)
-        if header is None:
-            from_offset = _next_magic(device, from_offset + 1)
+    position, window, start = HEADER_SIZE, b"", 0
+    while position + FRAME_HEADER_SIZE <= device.size:
+        if position + FRAME_HEADER_SIZE > start + len(window):
+            start = position
+            window = device.pread(start, min(_SCAN_WINDOW, device.size - start))
+        found = window.find(FRAME_MAGIC, position - start)
+        if found < 0:
+            position = start + len(window) - len(FRAME_MAGIC) + 1
             continue
-        yield from_offset, header
-        from_offset += FRAME_HEADER_SIZE + header.payload_length
+        position = start + found
+        header = peek_frame(window[found : found + FRAME_HEADER_SIZE])
+        if header is not None:
+            intact = _is_intact(device, position, header, image_id)
+            if intact:
+                yield position, header
+            position += FRAME_HEADER_SIZE + header.payload_length if intact else 1
 
 
-def _intact_frame(device: BlockDevice, offset: int, image_id: bytes) -> FrameHeader | None:
-    lengths = device.pread(offset, FRAME_HEADER_SIZE)
-    header = peek_frame(lengths)
-    if header is None or header.image_id != image_id or header.payload_length > MAX_BLOCK_SIZE:
-        return None
-    payload_length = header.payload_length
-    if offset + FRAME_HEADER_SIZE + payload_length > device.size:
-        return None
+def _is_intact(device: BlockDevice, offset: int, header: FrameHeader, image_id: bytes) -> bool:
+    length = FRAME_HEADER_SIZE + header.payload_length
+    if header.image_id != image_id or header.payload_length > MAX_BLOCK_SIZE or offset + length > device.size:
+        return False
     try:
-        header, _ = unpack_frame(device.pread(offset, FRAME_HEADER_SIZE + payload_length))
+        unpack_frame(device.pread(offset, length))
     except MountfsError:
-        return None
-    return header
-
-
-def _next_magic(device: BlockDevice, offset: int) -> int:
-    step = 1 << 20
-    while offset < device.size:
-        window = device.pread(offset, min(step, device.size - offset))
-        found = window.find(b"MFfr")
-        if found >= 0:
-            return offset + found
-        offset += max(1, len(window) - 3)
-    return device.size
+        return False
+    return True
