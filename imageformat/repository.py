@@ -14,20 +14,15 @@ from typing import TYPE_CHECKING
 from imageformat.cache import BlockCache
 from imageformat.catalog import CatalogEntry, Problem, Proof, decode_catalog, encode_catalog
 from imageformat.chain import Chain
-from imageformat.errors import (
-    ChainCycleError,
-    MountfsError,
-    NotFoundError,
-    ParentMismatchError,
-    ParentMissingError,
-)
+from imageformat.errors import MountfsError, NotFoundError, ParentMissingError
 from imageformat.formats import image_formats, open_image
+from imageformat.lineage import Member, standings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from uuid import UUID
+    from collections.abc import Sequence
 
     from imageformat.layer import Ancestor, ImageInfo, ImageLayer
+    from imageformat.lineage import Standing
     from imageformat.storage import ObjectInfo, Storage
 
 
@@ -43,6 +38,11 @@ class Point:
     problem: Problem | None
     """Why it cannot be used: its own file, or an ancestor; None when nothing is known to be wrong."""
     proof: Proof | None = None
+    """How the last verification of this file alone ended."""
+    chain_damaged: bool = False
+    """This file, or one that it stands on, is known to be damaged."""
+    chain_verified: bool = False
+    """This file and all that it stands on were verified and found right."""
 
     @property
     def file_name(self) -> str:
@@ -59,12 +59,15 @@ class Point:
 
     @property
     def state(self) -> str:
-        """``verified``, ``ok`` (opens, was not verified), ``damaged`` (was verified), or ``broken``."""
+        """``verified``, ``ok`` (opens, not all was verified), ``damaged`` (was verified), or ``broken``.
+
+        A point is worth what the worst file of its chain is worth.
+        """
         if self.problem is not None:
             return "broken"
-        if self.proof is None:
-            return "ok"
-        return "damaged" if self.proof.damaged_blocks else "verified"
+        if self.chain_damaged:
+            return "damaged"
+        return "verified" if self.chain_verified else "ok"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,74 +207,27 @@ class Repository:
 
 
 def _order(set_name: str, entries: Sequence[tuple[ObjectInfo, CatalogEntry]]) -> tuple[Point, ...]:
-    infos = [entry.info for _, entry in entries if entry.info is not None]
-    problems = chain_problems(infos)
-    points = [
-        Point(
-            set_name,
-            entry.key,
-            stored.size,
-            entry.info,
-            entry.problem or (problems.get(entry.info.id) if entry.info else None),
-            entry.proof,
-        )
-        for stored, entry in entries
-    ]
+    readable = [entry for _, entry in entries if entry.info is not None]
+    judged = standings([Member(entry.info, entry.proof) for entry in readable if entry.info is not None])
+    standing = {entry.key: verdict for entry, verdict in zip(readable, judged, strict=True)}
+    points = [_point(set_name, stored, entry, standing.get(entry.key)) for stored, entry in entries]
     return tuple(sorted(points, key=_point_order))
+
+
+def _point(set_name: str, stored: ObjectInfo, entry: CatalogEntry, standing: Standing | None) -> Point:
+    return Point(
+        set_name,
+        entry.key,
+        stored.size,
+        entry.info,
+        entry.problem or (standing.problem if standing is not None else None),
+        entry.proof,
+        chain_damaged=standing is not None and standing.damaged,
+        chain_verified=standing is not None and standing.verified,
+    )
 
 
 def _point_order(point: Point) -> tuple[bool, int, int, str]:
     if point.info is None:
         return True, 0, 0, point.key
     return False, point.info.number, point.info.created_ns, point.key
-
-
-def chain_problems(infos: Sequence[ImageInfo]) -> Mapping[UUID, Problem]:
-    """Return what is wrong with each image's ancestry, from what the images say of themselves.
-
-    Pure. An image is missing here when its whole line of ancestors is there, with the roots that the
-    children were built on.
-    """
-    by_id = {info.id: info for info in infos}
-    verdicts: dict[UUID, Problem | None] = {}
-    for info in infos:
-        _judge(info, by_id, verdicts)
-    return {image_id: problem for image_id, problem in verdicts.items() if problem is not None}
-
-
-def _judge(info: ImageInfo, by_id: Mapping[UUID, ImageInfo], verdicts: dict[UUID, Problem | None]) -> None:
-    """Walk from an image to the first ancestor whose verdict is known, then hand the verdict back."""
-    line: list[ImageInfo] = []
-    on_line: set[UUID] = set()
-    current: ImageInfo | None = info
-    verdict: Problem | None = None
-    while current is not None and current.id not in verdicts:
-        if current.id in on_line:
-            message = f"point {current.number}: is its own ancestor; its set was tampered with"
-            verdict = Problem.of(ChainCycleError(message))
-            break
-        line.append(current)
-        on_line.add(current.id)
-        current = by_id.get(current.parent_id) if current.parent_id is not None else None
-    else:
-        verdict = verdicts[current.id] if current is not None else None
-    for image in reversed(line):
-        if verdict is None and image.parent_id is not None:
-            error = _link_error(image, by_id.get(image.parent_id))
-            verdict = Problem.of(error) if error is not None else None
-        verdicts[image.id] = verdict
-
-
-def _link_error(child: ImageInfo, parent: ImageInfo | None) -> MountfsError | None:
-    if parent is None:
-        return ParentMissingError(
-            f"point {child.number}: its parent image {child.parent_id} cannot be read or is missing; "
-            "put its file back"
-        )
-    if parent.root != child.parent_root or parent.set_id != child.set_id:
-        return ParentMismatchError(
-            f"point {child.number}: its parent (point {parent.number}) was replaced by other content"
-        )
-    if parent.depth != child.depth - 1:
-        return ParentMismatchError(f"point {child.number}: its parent stands at another place of the chain")
-    return None
