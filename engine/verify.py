@@ -20,7 +20,8 @@ from imageformat.layer import BlockRef, Lost
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from imageformat.layer import ImageLayer
+    from imageformat.chain import Chain
+    from imageformat.layer import ImageLayer, LoadBlock
     from imageformat.repository import Point, Repository
 
 _BATCH = 16
@@ -119,29 +120,34 @@ def verify_file(
         damages.append(_damage(point.problem.to_error()))
     if point.info is None:
         return FileReport(point, 0, 0, tuple(damages), len(damages), 0)
-    ancestor = None
+    chain: Chain | None = None
     try:
         if point.problem is None:
             chain = repository.chain(point)
             chain.prove()
-            ancestor = chain.layer
         layer = repository.fresh_layer(point)
     except MountfsError as error:
         damages.append(_damage(error))
         return FileReport(point, 0, 0, tuple(damages), len(damages), 0)
     with contextlib.closing(layer):
-        damages.extend(_damage(CorruptImageError(message)) for message in layer.prove(ancestor))
-        return _verify_layer(layer, point, damages, threads, advance)
+        damages.extend(
+            _damage(CorruptImageError(message)) for message in layer.prove(chain.layer if chain else None)
+        )
+        return _verify_layer(layer, chain, damages, threads, advance, point)
 
 
 def _verify_layer(
-    layer: ImageLayer, point: Point, damages: list[Damage], threads: int, advance: Callable[[int], None]
+    layer: ImageLayer,
+    chain: Chain | None,
+    damages: list[Damage],
+    threads: int,
+    advance: Callable[[int], None],
+    point: Point,
 ) -> FileReport:
+    check = partial(_check, layer, _reference_in(chain))
     blocks = stored = transient = 0
     batches = _batches(layer, damages)
-    with contextlib.closing(
-        ordered_map(lambda refs: _check(layer, refs), batches, threads=threads or default_threads())
-    ) as results:
+    with contextlib.closing(ordered_map(check, batches, threads=threads or default_threads())) as results:
         for checked in results:
             blocks += len(checked.refs) - len(checked.damages)
             stored += sum(ref.length for ref in checked.refs)
@@ -180,24 +186,43 @@ def _batches(layer: ImageLayer, damages: list[Damage]) -> Iterator[tuple[BlockRe
             yield tuple(pending)
 
 
-def _check(layer: ImageLayer, refs: tuple[BlockRef, ...]) -> _Checked:
+class _ElsewhereError(Exception):
+    """The older block that a difference stands on cannot be had: the damage of another file."""
+
+
+def _reference_in(chain: Chain | None) -> LoadBlock:
+    def load(ref: BlockRef) -> bytes:
+        if chain is None:
+            raise _ElsewhereError
+        try:
+            return chain.load_plain(ref)
+        except MountfsError as error:
+            raise _ElsewhereError from error
+
+    return load
+
+
+def _check(layer: ImageLayer, reference: LoadBlock, refs: tuple[BlockRef, ...]) -> _Checked:
     """Prove a batch of frames; when one is wrong, each is read again alone."""
     try:
-        layer.load(refs)
-    except MountfsError:
-        return _check_singly(layer, refs)
+        layer.load(refs, reference)
+    except (MountfsError, _ElsewhereError):
+        return _check_singly(layer, reference, refs)
     return _Checked(refs, (), 0)
 
 
-def _check_singly(layer: ImageLayer, refs: tuple[BlockRef, ...]) -> _Checked:
-    damages = []
+def _check_singly(layer: ImageLayer, reference: LoadBlock, refs: tuple[BlockRef, ...]) -> _Checked:
+    damages, elsewhere = [], False
     block_size = layer.info.disks[0].block_size
     for ref in refs:
         try:
-            layer.load((ref,))
+            layer.load((ref,), reference)
+        except _ElsewhereError:
+            # The stored bytes of this frame were proven before its reference was asked for.
+            elsewhere = True
         except MountfsError as error:
             damages.append(_damage(error, ref.block * block_size, ref.raw_length))
-    return _Checked(refs, tuple(damages), 0 if damages else 1)
+    return _Checked(refs, tuple(damages), 0 if damages or elsewhere else 1)
 
 
 def _damage(error: MountfsError, offset: int | None = None, length: int = 0) -> Damage:

@@ -36,6 +36,11 @@ class BlockCache:
         """Return the value of ``key``, calling ``load`` at most once at a time for all threads."""
         return self.get_many((key,), lambda _missing: (load(),))[0]
 
+    def peek(self, key: Hashable) -> bytes | None:
+        """Return the value of ``key`` if it is here."""
+        with self._lock:
+            return self._values.get(key)
+
     def get_many(
         self, keys: Sequence[Hashable], load: Callable[[Sequence[int]], Sequence[bytes]]
     ) -> list[bytes]:

@@ -9,10 +9,10 @@ from imageformat.errors import CorruptImageError, ParentMismatchError
 from imageformat.layer import Fill, Lost, Older, Piece
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import TypeAlias
 
-    from imageformat.layer import Ancestor, Ancestry, BlockRef, ImageInfo, ImageLayer
+    from imageformat.layer import Ancestor, Ancestry, BlockRef, ImageInfo, ImageLayer, LoadBlock
 
     Resolved: TypeAlias = tuple[int, int, BlockRef | Fill, int]
 
@@ -96,6 +96,32 @@ class Chain:
                 yield piece.offset, piece.length, source, piece.skip
             pending += older
 
+    def load(self, refs: Sequence[BlockRef], reference: LoadBlock | None = None) -> list[bytes]:
+        """Return blocks, each from its layer, neighbours read together.
+
+        ``reference`` gives the older blocks that differences stand on; without it they are read too.
+
+        Raises:
+            CorruptImageError: a frame is damaged.
+            ChainError, StorageError: an ancestor, or the storage, fails.
+        """
+        blocks: list[bytes] = []
+        start = 0
+        for position in range(1, len(refs) + 1):
+            if position == len(refs) or refs[position].layer != refs[start].layer:
+                layer = self.layer(refs[start].layer)
+                blocks.extend(layer.load(refs[start:position], reference or self.load_plain))
+                start = position
+        return blocks
+
+    def load_plain(self, ref: BlockRef) -> bytes:
+        """Return a block that others are differences from, and so is none itself.
+
+        Raises:
+            CorruptImageError: it is one, or damaged.
+        """
+        return self.layer(ref.layer).load((ref,), _refuse_difference)[0]
+
     def _pieces(self, depth: int, disk: int, offset: int, size: int) -> Iterator[Piece]:
         """Ask one layer, whose disk may be smaller: what it does not have reads as zeros."""
         layer = self.layer(depth)
@@ -104,3 +130,7 @@ class Chain:
             yield from layer.pieces(disk, offset, inside, self.layer)
         if inside < size:
             yield Piece(offset + inside, size - inside, Fill.ZERO, 0)
+
+
+def _refuse_difference(ref: BlockRef) -> bytes:
+    raise CorruptImageError(f"block {ref.block} is stored as a difference from a difference")

@@ -7,13 +7,13 @@ stored frame each block lies; the chain fetches from the right layer.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol, overload
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, overload
 from uuid import UUID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from imageformat.cache import BlockCache
     from imageformat.device import BlockDevice
@@ -120,6 +120,10 @@ class BlockRef(NamedTuple):
     """XXH3-128 of the decoded block, or empty when the format has none."""
 
 
+LoadBlock: TypeAlias = Callable[[BlockRef], bytes]
+"""Returns the proven bytes of one block."""
+
+
 class Piece(NamedTuple):
     """What one layer says of the range ``[offset, offset + length)`` of a disk."""
 
@@ -200,11 +204,14 @@ class ImageLayer(Protocol):
         """
         ...
 
-    def load(self, refs: tuple[BlockRef, ...]) -> tuple[bytes, ...]:
+    def load(self, refs: Sequence[BlockRef], reference: LoadBlock) -> tuple[bytes, ...]:
         """Read, prove and decode frames stored in this layer, one range read per run of neighbours.
+
+        ``reference`` gives the block in an older layer that a frame may be stored as a difference from.
 
         Raises:
             CorruptImageError: a frame is damaged; the message names file, block and offset.
+            MountfsError: what ``reference`` raised.
         """
         ...
 

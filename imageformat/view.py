@@ -121,14 +121,15 @@ class ImageView:
         return self._chain.layer(depth).info.id.bytes
 
     def _load(self, refs: Sequence[BlockRef]) -> list[bytes]:
-        """Load frames, each from its layer, keeping neighbours together."""
-        blocks: list[bytes] = []
-        start = 0
-        for position in range(1, len(refs) + 1):
-            if position == len(refs) or refs[position].layer != refs[start].layer:
-                blocks.extend(self._chain.layer(refs[start].layer).load(tuple(refs[start:position])))
-                start = position
-        return blocks
+        return self._chain.load(refs, self._reference)
+
+    def _reference(self, ref: BlockRef) -> bytes:
+        """Return the older block that a difference stands on. Never waits for another reader's flight.
+
+        Two readers, each of which loads what the other's difference stands on, would wait for ever.
+        """
+        known = self._cache.peek((self._layer_id(ref.layer), *ref[1:]))
+        return self._chain.load_plain(ref) if known is None else known
 
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
         """See `BlockDevice.extents`."""

@@ -1,6 +1,6 @@
 """Rewriting native images as a forger would: what is changed is hashed again, so that checksums agree.
 
-The root stays, unless asked for: it names what the point was.
+The root stays, unless asked for: it names what the point was. Differences are kept as they are.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from imageformat.codec import decode, digest, encode
+from imageformat.codec import Codec, decode, digest, encode
 from imageformat.formats.native.structs import (
     DIRECTORY_RECORD_SIZE,
     FOOTER_SIZE,
@@ -58,13 +58,18 @@ def forge(
         assert peeked is not None
         end = position + FRAME_HEADER_SIZE + peeked.payload_length
         frame, payload = unpack_frame(image[position:end])
+        if frame.codec == Codec.DELTA:
+            moved[position] = (len(out), end - position, frame.digest)
+            out += pack_frame(replace(frame, image_id=new_header.image_id.bytes), payload)
+            position = end
+            continue
         raw = decode(frame.codec, payload, frame.raw_length)
         if frame.kind == FrameKind.PAGE:
             raw = _repointed(raw, 64 if frame.number >> 56 else 32, old_header.depth, moved)
         raw = change(frame.kind, frame.number, raw)
         codec, packed = encode(raw)
         if frame.kind == FrameKind.ANCESTORS:
-            codec, packed = type(codec)(0), raw
+            codec, packed = Codec.STORED, raw
         written = pack_frame(
             FrameHeader(
                 frame.kind,

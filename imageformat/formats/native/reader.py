@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from imageformat.codec import decode, digest
+from imageformat.codec import Codec, decode, decode_delta, digest
 from imageformat.device import check_range
 from imageformat.errors import (
     CorruptImageError,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from imageformat.cache import BlockCache
     from imageformat.device import BlockDevice
-    from imageformat.layer import ImageLayer, Piece
+    from imageformat.layer import ImageLayer, LoadBlock, Piece
 
 _MAX_GAP = 64 << 10
 _MAX_RUN = 4 << 20
@@ -84,6 +84,23 @@ def open_native(device: BlockDevice, name: str, cache: BlockCache) -> NativeLaye
     except BaseException:
         device.close()
         raise
+
+
+class _Wanted(NamedTuple):
+    """What a frame must be; an empty digest trusts the frame's own."""
+
+    kind: int
+    number: int
+    size: int
+    digest: bytes
+
+
+class _Difference(NamedTuple):
+    """A block that is stored as what differs from an older one."""
+
+    header: FrameHeader
+    older: BlockRef
+    packed: bytes
 
 
 class NativeLayer:
@@ -197,7 +214,7 @@ class NativeLayer:
         where = f"{self.name}: {what} at file offset {record.offset} is damaged"
         self._check_place(record.offset, record.length, where)
         stored = self._device.pread(record.offset, record.length)
-        return self._decode(stored, kind, number, size, record.digest, where)
+        return self._decode(stored, _Wanted(kind, number, size, record.digest), where)
 
     def _check_place(self, offset: int, length: int, where: str) -> None:
         longest = self.header.block_size + (DIRECTORY_RECORD_SIZE << self.header.page_bits)
@@ -205,22 +222,19 @@ class NativeLayer:
         if offset < HEADER_SIZE or length > longest or offset + length > self.footer.file_size - FOOTER_SIZE:
             raise CorruptImageError(f"{where}: it would lie outside the file")
 
-    def _decode(
-        self, stored: bytes | memoryview, kind: FrameKind, number: int, size: int, expected: bytes, where: str
-    ) -> bytes:
-        """Prove and decode one frame; an empty ``expected`` digest trusts the frame's own."""
-        try:
-            header, payload = unpack_frame(stored)
-            if (header.kind, header.number, header.raw_length) != (kind, number, size):
-                raise CorruptImageError("another frame stands there")
-            if header.image_id != self._id or header.digest != (expected or header.digest):
-                raise CorruptImageError("a frame of other content stands there")
-            raw = decode(header.codec, payload, size)
-            if digest(raw) != header.digest:
-                raise CorruptImageError("the decoded bytes do not match their checksum")
-        except CorruptImageError as error:
-            raise CorruptImageError(f"{where}: {error}") from error
-        return raw
+    def _decode(self, stored: bytes, frame: _Wanted, where: str) -> bytes:
+        """Prove and decode one frame that is no difference."""
+        with _Located(where):
+            header, payload = self._prove_stored(stored, frame)
+            return _prove_decoded(decode(header.codec, payload, frame.size), header)
+
+    def _prove_stored(self, stored: bytes | memoryview, frame: _Wanted) -> tuple[FrameHeader, bytes]:
+        header, payload = unpack_frame(stored)
+        if (header.kind, header.number, header.raw_length) != frame[:3]:
+            raise CorruptImageError("another frame stands there")
+        if header.image_id != self._id or header.digest != (frame.digest or header.digest):
+            raise CorruptImageError("a frame of other content stands there")
+        return header, payload
 
     def pieces(
         self,
@@ -239,26 +253,54 @@ class NativeLayer:
     def _holder(self, depth: int) -> NativeLayer | None:
         return self if depth == self.header.depth else None
 
-    def load(self, refs: Sequence[BlockRef]) -> tuple[bytes, ...]:
+    def load(self, refs: Sequence[BlockRef], reference: LoadBlock) -> tuple[bytes, ...]:
         """See `ImageLayer.load`."""
-        blocks: list[bytes] = []
-        position = 0
-        while position < len(refs):
-            run = _run_length(refs, position)
-            blocks.extend(self._load_run(refs[position : position + run]))
-            position += run
+        blocks = []
+        for ref, frame in self._stored(refs):
+            found = self._decode_block(ref, frame)
+            if not isinstance(found, bytes):
+                base = reference(found.older)
+                with _Located(self._where(ref)):
+                    found = _prove_decoded(decode_delta(found.packed, ref.raw_length, base), found.header)
+            blocks.append(found)
         return tuple(blocks)
 
-    def _load_run(self, refs: Sequence[BlockRef]) -> Iterator[bytes]:
-        for ref in refs:
-            self._check_place(ref.offset, ref.length, self._where(ref))
-        start = refs[0].offset
-        stored = memoryview(self._device.pread(start, refs[-1].offset + refs[-1].length - start))
-        for ref in refs:
-            frame = stored[ref.offset - start : ref.offset - start + ref.length]
-            yield self._decode(
-                frame, FrameKind.BLOCK, ref.block, ref.raw_length, ref.digest, self._where(ref)
-            )
+    def load_stored(self, ref: BlockRef) -> bytes | BlockRef:
+        """Return a block, or the older one that it is stored as a difference from.
+
+        Raises:
+            CorruptImageError: the frame is damaged.
+        """
+        ((_, frame),) = self._stored((ref,))
+        found = self._decode_block(ref, frame)
+        return found if isinstance(found, bytes) else found.older
+
+    def _stored(self, refs: Sequence[BlockRef]) -> Iterator[tuple[BlockRef, memoryview]]:
+        """Read frames, one range read per run of neighbours."""
+        position = 0
+        while position < len(refs):
+            run = refs[position : position + _run_length(refs, position)]
+            for ref in run:
+                self._check_place(ref.offset, ref.length, self._where(ref))
+            start = run[0].offset
+            stored = memoryview(self._device.pread(start, run[-1].offset + run[-1].length - start))
+            for ref in run:
+                yield ref, stored[ref.offset - start : ref.offset - start + ref.length]
+            position += len(run)
+
+    def _decode_block(self, ref: BlockRef, stored: memoryview) -> bytes | _Difference:
+        with _Located(self._where(ref)):
+            wanted = _Wanted(FrameKind.BLOCK, ref.block, ref.raw_length, ref.digest)
+            header, payload = self._prove_stored(stored, wanted)
+            if header.codec != Codec.DELTA:
+                return _prove_decoded(decode(header.codec, payload, ref.raw_length), header)
+            if len(payload) <= RECORD_SIZE:
+                raise CorruptImageError("the difference is shorter than what it names")
+            base = unpack_record(payload, 0)
+            if base.state != State.DATA or base.layer >= self.header.depth:
+                raise CorruptImageError("the difference stands on something that is not older")
+            older = ref._replace(layer=base.layer, offset=base.offset, length=base.length, digest=base.digest)
+            return _Difference(header, older, payload[RECORD_SIZE:])
 
     def _where(self, ref: BlockRef) -> str:
         return (
@@ -284,10 +326,32 @@ class NativeLayer:
         self._device.close()
 
 
-def resolved_index(tip: ImageLayer, layer: Callable[[int], ImageLayer]) -> ResolvedIndex:
-    """Return the whole index of a native point; ``layer`` opens its ancestors by depth.
+class _Located:
+    """Adds the place to what is wrong with a frame."""
 
-    Raises:
+    __slots__ = ("_where",)
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, CorruptImageError):
+            raise CorruptImageError(f"{self._where}: {error}") from error
+
+
+def _prove_decoded(raw: bytes, header: FrameHeader) -> bytes:
+    if digest(raw) != header.digest:
+        raise CorruptImageError("the decoded bytes do not match their checksum")
+    return raw
+
+
+def native_layers(layer: Callable[[int], ImageLayer]) -> Callable[[int], NativeLayer]:
+    """Return ``layer`` for chains that hold native images only.
+
+    Raises (when called):
         UnsupportedFeatureError: an image of the chain is of another format.
     """
 
@@ -297,7 +361,17 @@ def resolved_index(tip: ImageLayer, layer: Callable[[int], ImageLayer]) -> Resol
             raise UnsupportedFeatureError(f"a chain cannot be continued on a {found.info.format} image")
         return found
 
-    top = native(tip.info.depth)
+    return native
+
+
+def resolved_index(tip: ImageLayer, layer: Callable[[int], ImageLayer]) -> ResolvedIndex:
+    """Return the whole index of a native point; ``layer`` opens its ancestors by depth.
+
+    Raises:
+        UnsupportedFeatureError: an image of the chain is of another format.
+    """
+    native = native_layers(layer)
+    top = tip if isinstance(tip, NativeLayer) else native(tip.info.depth)
     return ResolvedIndex(top.geometry, top.footer.top, native)
 
 

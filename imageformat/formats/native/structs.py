@@ -17,7 +17,7 @@ from imageformat.errors import CorruptImageError, IncompleteImageError, Unsuppor
 from imageformat.layer import ImageType
 
 MAGIC = b"\x89MFI\r\n\x1a\n"
-VERSION = (0, 1)
+VERSION = (0, 2)
 HEADER_SIZE = 4096
 FOOTER_SIZE = 512
 FOOTER_MAGIC = b"MFI-END\n"
@@ -32,8 +32,11 @@ MAX_DISK_SIZE = 1 << 60
 MAX_DEPTH = 1024
 PAGE_BITS = 8
 
-KNOWN_INCOMPATIBLE = 0
-"""Incompatible features of this version: none yet."""
+DELTA_FRAMES = 1 << 0
+"""Incompatible feature: a block may be stored as what differs from an older version of it."""
+KNOWN_INCOMPATIBLE = DELTA_FRAMES
+DELTA_FRAMES_NAME = (1, b"\0\0sub-block deltas")
+"""Its name, as an extension record, for readers that lack it."""
 
 NO_UUID = UUID(int=0)
 NO_ROOT = bytes(ROOT_SIZE)
