@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cachetools import LRUCache
@@ -16,13 +17,16 @@ from cachetools import LRUCache
 from imageformat.errors import MountfsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
 DEFAULT_CAPACITY = 64 << 20
 
 
 class BlockCache:
-    """Keeps up to ``capacity`` bytes of values. Any number of threads may call it at once."""
+    """Keeps up to ``capacity`` bytes of values. Any number of threads may call it at once.
+
+    With a capacity of 0 nothing is kept; what is being loaded is still loaded once for all who wait.
+    """
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
         self.capacity = capacity
@@ -44,13 +48,16 @@ class BlockCache:
     def get_many(
         self, keys: Sequence[Hashable], load: Callable[[Sequence[int]], Sequence[bytes]]
     ) -> list[bytes]:
-        """Return the values of ``keys`` in order.
+        """Return the values of ``keys`` in order; a key may occur more than once.
 
-        ``load`` gets the positions of the missing keys and returns their values. It is called once, and
-        without the lock held. A key that another thread is loading is waited for; when that thread fails,
-        this one tries itself, because the failure may be another block's.
+        ``load`` gets the positions of the missing keys and returns their values. It is called once for
+        them, and without the lock held. A key that another thread is loading is waited for; when that
+        thread fails, this one tries itself, because the failure may be another block's.
+
+        Raises:
+            ValueError: ``load`` returned more or fewer values than it was asked for.
         """
-        found: list[bytes | None] = [None] * len(keys)
+        found: dict[int, bytes] = {}
         mine: list[int] = []
         others: list[tuple[int, Future[bytes]]] = []
         with self._lock:
@@ -68,33 +75,41 @@ class BlockCache:
         if mine:
             self._load_mine(keys, mine, load, found)
         for position, flight in others:
-            try:
+            if flight.exception() is None:
                 found[position] = flight.result()
-            except MountfsError:
-                found[position] = load((position,))[0]
-        return [value for value in found if value is not None]
+            else:
+                found[position] = self.get(keys[position], partial(_load_one, load, position))
+        return [found[position] for position in range(len(keys))]
 
     def _load_mine(
         self,
         keys: Sequence[Hashable],
         mine: Sequence[int],
         load: Callable[[Sequence[int]], Sequence[bytes]],
-        found: list[bytes | None],
+        found: dict[int, bytes],
     ) -> None:
+        """Load what is missing. Whatever happens, nobody is left waiting for it."""
         try:
-            values = load(mine)
-        except BaseException as error:
-            with self._lock:
-                flights = [self._flights.pop(keys[position]) for position in mine]
-            failure = error if isinstance(error, MountfsError) else MountfsError("another reader failed")
-            for flight in flights:
-                flight.set_exception(failure)
+            values = dict(zip(mine, load(mine), strict=True))
+        except BaseException:
+            for flight in self._land(keys, mine, {}):
+                flight.set_exception(MountfsError("another reader failed"))
             raise
+        found.update(values)
+        for position, flight in zip(mine, self._land(keys, mine, values), strict=True):
+            flight.set_result(values[position])
+
+    def _land(
+        self, keys: Sequence[Hashable], mine: Sequence[int], values: Mapping[int, bytes]
+    ) -> list[Future[bytes]]:
+        """Keep what was loaded, as far as it fits, and return the flights to be resolved."""
         with self._lock:
-            flights = [self._flights.pop(keys[position]) for position in mine]
-            for position, value in zip(mine, values, strict=True):
-                if len(value) <= self.capacity:
+            for position, value in values.items():
+                if 0 < len(value) <= self.capacity:
                     self._values[keys[position]] = value
-        for position, value, flight in zip(mine, values, flights, strict=True):
-            found[position] = value
-            flight.set_result(value)
+            return [self._flights.pop(keys[position]) for position in mine]
+
+
+def _load_one(load: Callable[[Sequence[int]], Sequence[bytes]], position: int) -> bytes:
+    (value,) = load((position,))
+    return value

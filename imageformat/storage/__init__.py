@@ -26,7 +26,11 @@ class ObjectInfo(NamedTuple):
 
 
 class ObjectWriter(Protocol):
-    """Appends to an object that nobody sees before `commit`. One thread."""
+    """Appends to an object that nobody sees before `commit`. One thread.
+
+    After any failure, and after `commit` or `abort`, `append` and `commit` raise `DestinationError`: what
+    a storage once failed to keep is lost, and trying again would publish a hole.
+    """
 
     @property
     def position(self) -> int:
@@ -44,17 +48,26 @@ class ObjectWriter(Protocol):
     def commit(self, check: Callable[[BlockDevice], None] | None = None) -> None:
         """Make the object durable, read it back through ``check``, then publish it under its key.
 
-        Nothing is published when any step fails. An existing object is never replaced.
+        When it raises, the object is not there: what was published already when the last step failed is
+        taken back. Only a storage that refuses even that leaves it, complete and proven; the error then
+        says that it is there. An existing object is never replaced.
+
+        Raises:
+            DestinationFullError, DestinationReadOnlyError, DestinationError, AccessDeniedError; and
+            whatever ``check`` raises.
         """
         ...
 
     def abort(self) -> None:
-        """Forget everything written; idempotent, and harmless after `commit`."""
+        """Forget everything written; idempotent, harmless after `commit`, never raises a `MountfsError`."""
         ...
 
 
 class Storage(Protocol):
-    """A place for objects. Any number of threads may call it at once."""
+    """A place for objects. Any number of threads may call it at once.
+
+    What fails is raised as a `MountfsError`. What begins with a dot is the storage's own and never listed.
+    """
 
     @property
     def url(self) -> str:
@@ -62,23 +75,48 @@ class Storage(Protocol):
         ...
 
     def folders(self) -> Iterator[str]:
-        """List the names of the folders at the top, in order."""
+        """List the names of the folders at the top, in order.
+
+        Raises:
+            NotFoundError, AccessDeniedError, StorageError
+        """
         ...
 
     def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """List the objects directly in the folder ``prefix`` (empty, or ending in ``/``), in order."""
+        """List the objects directly in the folder ``prefix`` (empty, or ending in ``/``), in order.
+
+        Raises:
+            NotFoundError: there is no such folder; a storage that knows no folders lists nothing.
+            AccessDeniedError, StorageError
+        """
         ...
 
     def open(self, key: str) -> BlockDevice:
-        """Open an object for reading; the caller closes it."""
+        """Open an object for reading; the caller closes it.
+
+        Any number may be open at once, whatever the system allows a process. An object that is deleted
+        while it is open may stay readable or raise `StorageError`, but never gives other bytes.
+
+        Raises:
+            NotFoundError, AccessDeniedError, StorageError
+        """
         ...
 
     def create(self, key: str) -> ObjectWriter:
-        """Start a new object."""
+        """Start a new object.
+
+        Raises:
+            DestinationFullError, DestinationReadOnlyError, DestinationError, AccessDeniedError
+        """
         ...
 
     def delete(self, key: str) -> None:
-        """Remove an object durably."""
+        """Remove an object durably.
+
+        Raises:
+            NotFoundError: there is none.
+            DestinationReadOnlyError, DestinationError, AccessDeniedError
+        """
         ...
 
     def exclusive(self, prefix: str) -> AbstractContextManager[None]:
@@ -88,6 +126,7 @@ class Storage(Protocol):
 
         Raises:
             SetBusyError: another process or thread is writing there.
+            DestinationError, AccessDeniedError: it cannot be locked.
         """
         ...
 

@@ -11,27 +11,22 @@ import ctypes
 import errno
 import fcntl
 import os
+import threading
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
 
-from imageformat.device import check_range
-from imageformat.errors import (
-    AccessDeniedError,
-    DestinationError,
-    DestinationFullError,
-    DestinationReadOnlyError,
-    MountfsError,
-    NotFoundError,
-    SetBusyError,
-    StorageError,
-)
-from imageformat.extent import Extent, ExtentKind
+from imageformat.errors import DestinationError, SetBusyError
 from imageformat.storage import ObjectInfo, StorageScheme
+from imageformat.storage.descriptors import DescriptorPool, LocalFile
+from imageformat.storage.failures import read_error, write_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from imageformat.device import BlockDevice
+
+__all__ = ["PLUGIN", "LocalFile", "LocalObjectWriter", "LocalStorage", "read_error", "write_error"]
 
 _BUFFER = 1 << 20
 _SYNC_EVERY = 512 << 20
@@ -39,87 +34,28 @@ _CACHE_NAME = ".catalog.json"
 _LOCK_NAME = ".lock"
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_DENIED = frozenset({errno.EACCES, errno.EPERM})
-
-
-def read_error(error: OSError, path: Path) -> MountfsError:
-    """Translate a failure to read an image file."""
-    if isinstance(error, FileNotFoundError):
-        return NotFoundError(f"{path}: no such file or folder")
-    if error.errno in _DENIED:
-        return AccessDeniedError(f"{path}: permission denied; run as the owner of the images or as root")
-    return StorageError(f"{path}: cannot be read: {error.strerror or error}")
-
-
-def write_error(error: OSError, path: Path) -> MountfsError:
-    """Translate a failure to write below a repository."""
-    if error.errno in _FULL:
-        return DestinationFullError(f"{path}: no space left; free some and run the same command again")
-    if error.errno == errno.EROFS:
-        return DestinationReadOnlyError(f"{path}: the file system is read-only")
-    if error.errno in _DENIED:
-        return AccessDeniedError(f"{path}: permission denied; nothing was written")
-    if isinstance(error, NotADirectoryError | FileExistsError):
-        return DestinationError(f"{path}: a file stands where a folder is needed")
-    return DestinationError(f"{path}: cannot be written: {error.strerror or error}")
-
-
-class LocalFile:
-    """A stored file as a read-only device. Any number of threads may call it at once."""
-
-    block_size = 4096
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self.size = os.fstat(self._fd).st_size
-        except OSError as error:
-            raise read_error(error, path) from error
-        self._closed = False
-
-    def pread(self, offset: int, size: int) -> bytes:
-        """See `BlockDevice.pread`."""
-        check_range(self.size, offset, size)
-        try:
-            data = os.pread(self._fd, size, offset)
-            while len(data) < size:
-                more = os.pread(self._fd, size - len(data), offset + len(data))
-                if not more:
-                    raise StorageError(f"{self._path}: ends at {offset + len(data)}, it was cut while open")
-                data += more
-        except OSError as error:
-            raise read_error(error, self._path) from error
-        return data
-
-    def extents(self, offset: int, size: int) -> Iterator[Extent]:
-        """See `BlockDevice.extents`; a stored file counts as DATA."""
-        check_range(self.size, offset, size)
-        if size:
-            yield Extent(offset, size, ExtentKind.DATA)
-
-    def close(self) -> None:
-        """See `BlockDevice.close`."""
-        if not self._closed:
-            self._closed = True
-            os.close(self._fd)
+_NOTHING_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+"""A name that leads nowhere: a dangling link, links in a ring, or one removed a moment ago."""
 
 
 class LocalObjectWriter:
-    """See `ObjectWriter`."""
+    """See `ObjectWriter`. After any failure it only aborts: what an fsync lost does not come back."""
 
-    def __init__(self, final: Path) -> None:
+    def __init__(self, final: Path, pool: DescriptorPool) -> None:
         self._final = final
         self._part = final.with_name(f".{final.name}.part")
+        self._pool = pool
         self._buffer = bytearray()
         self._flushed = 0
         self._synced = 0
         try:
             self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except FileExistsError as error:
+            raise DestinationError(f"{self._part}: another writer's unfinished file stands there") from error
         except OSError as error:
             raise write_error(error, final.parent) from error
         self._open = True
+        self._usable = True
 
     @property
     def position(self) -> int:
@@ -128,9 +64,28 @@ class LocalObjectWriter:
 
     def append(self, data: bytes) -> None:
         """See `ObjectWriter.append`."""
+        self._refuse_after_failure()
         self._buffer += data
         if len(self._buffer) >= _BUFFER:
-            self._flush()
+            with self._attempt():
+                self._flush()
+
+    def _refuse_after_failure(self) -> None:
+        if not self._usable:
+            raise DestinationError(
+                f"{self._final}: nothing can be added after a failure or the end; start again"
+            )
+
+    @contextlib.contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """Do something that spoils the writer unless it succeeds."""
+        self._refuse_after_failure()
+        self._usable = False
+        try:
+            yield
+        except OSError as error:
+            raise write_error(error, self._final.parent) from error
+        self._usable = True
 
     def _flush(self) -> None:
         view = memoryview(self._buffer)
@@ -139,39 +94,66 @@ class LocalObjectWriter:
                 written = os.write(self._fd, view)
                 self._flushed += written
                 view = view[written:]
-            if self._flushed - self._synced >= _SYNC_EVERY:
-                os.fdatasync(self._fd)
-                self._synced = self._flushed
-        except OSError as error:
-            raise write_error(error, self._final.parent) from error
         finally:
             view.release()
         self._buffer.clear()
+        if self._flushed - self._synced >= _SYNC_EVERY:
+            os.fdatasync(self._fd)
+            self._synced = self._flushed
 
     def commit(self, check: Callable[[BlockDevice], None] | None = None) -> None:
         """See `ObjectWriter.commit`."""
-        self._flush()
-        try:
+        with self._attempt():
+            self._flush()
             os.fsync(self._fd)
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
             if check is not None:
-                with contextlib.closing(LocalFile(self._part)) as device:
+                with contextlib.closing(LocalFile(self._part, self._pool)) as device:
                     check(device)
-            _rename_new(self._part, self._final)
-            _fsync_folder(self._final.parent)
-        except OSError as error:
-            raise write_error(error, self._final.parent) from error
+            self._publish()
         self._close()
 
+    def _publish(self) -> None:
+        try:
+            _rename_new(self._part, self._final)
+            _fsync_folder(self._final.parent)
+        except FileExistsError as error:
+            raise DestinationError(f"{self._final}: exists already, and is never replaced") from error
+        except BaseException as error:
+            if not self._taken_back():
+                raise DestinationError(
+                    f"{self._final}: may not outlast a power cut ({error}), nor be taken back; delete it"
+                ) from error
+            raise
+
+    def _taken_back(self) -> bool:
+        """Hide what was published but is not certain to last; False when it stays visible.
+
+        It is ours only if it is the very file that we wrote: an interrupt may come at any point.
+        """
+        try:
+            if not os.path.samestat(os.fstat(self._fd), self._final.lstat()):
+                return True
+            self._final.rename(self._part)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        with contextlib.suppress(OSError):
+            _fsync_folder(self._final.parent)
+        return True
+
     def abort(self) -> None:
-        """See `ObjectWriter.abort`."""
+        """See `ObjectWriter.abort`; what cannot be removed is hidden, and the next writer removes it."""
         if self._open:
             self._close()
-            self._part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._part.unlink(missing_ok=True)
 
     def _close(self) -> None:
-        self._open = False
-        os.close(self._fd)
+        self._open = self._usable = False
+        with contextlib.suppress(OSError):  # everything that counts was fsynced, or is given up
+            os.close(self._fd)
 
 
 def _rename_new(source: Path, target: Path) -> None:
@@ -185,7 +167,7 @@ def _rename_new(source: Path, target: Path) -> None:
         code = ctypes.get_errno()
         if code not in {errno.ENOSYS, errno.EINVAL}:
             raise OSError(code, os.strerror(code), str(target))
-    if target.exists():
+    if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, "exists already", str(target))
     source.rename(target)
 
@@ -201,8 +183,9 @@ def _fsync_folder(path: Path) -> None:
 class LocalStorage:
     """See `Storage`; keys are paths below one folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, max_open: int | None = None) -> None:
         self._root = root
+        self._pool = DescriptorPool(max_open)
 
     @property
     def url(self) -> str:
@@ -210,24 +193,19 @@ class LocalStorage:
         return str(self._root)
 
     def folders(self) -> Iterator[str]:
-        """See `Storage.folders`; hidden folders do not count."""
+        """See `Storage.folders`; hidden folders do not count, nor do links that lead nowhere."""
         for entry in self._scan(self._root):
-            if entry.is_dir():
+            stat = _stat(entry)
+            if stat is not None and S_ISDIR(stat.st_mode):
                 yield entry.name
 
     def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `Storage.objects`; hidden files are not objects."""
+        """See `Storage.objects`; hidden files are not objects, nor are links that lead nowhere."""
         for entry in self._scan(self._root / prefix):
-            try:
-                if not entry.is_file():
-                    continue
-                stat = entry.stat()
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise read_error(error, Path(entry.path)) from error
-            fingerprint = f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}"
-            yield ObjectInfo(f"{prefix}{entry.name}", stat.st_size, fingerprint)
+            stat = _stat(entry)
+            if stat is not None and S_ISREG(stat.st_mode):
+                fingerprint = f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}"
+                yield ObjectInfo(f"{prefix}{entry.name}", stat.st_size, fingerprint)
 
     def _scan(self, folder: Path) -> list[os.DirEntry[str]]:
         try:
@@ -238,13 +216,13 @@ class LocalStorage:
 
     def open(self, key: str) -> BlockDevice:
         """See `Storage.open`."""
-        return LocalFile(self._root / key)
+        return LocalFile(self._root / key, self._pool)
 
     def create(self, key: str) -> LocalObjectWriter:
         """See `Storage.create`."""
         final = self._root / key
         self._make_folder(final.parent)
-        return LocalObjectWriter(final)
+        return LocalObjectWriter(final, self._pool)
 
     def _make_folder(self, folder: Path) -> None:
         try:
@@ -261,6 +239,8 @@ class LocalStorage:
         try:
             path.unlink()
             _fsync_folder(path.parent)
+        except FileNotFoundError as error:
+            raise read_error(error, path) from error
         except OSError as error:
             raise write_error(error, path) from error
 
@@ -280,6 +260,10 @@ class LocalStorage:
                 raise SetBusyError(
                     f"{folder}: another mountfs is writing here; wait for it to finish"
                 ) from error
+            except OSError as error:
+                raise DestinationError(
+                    f"{folder}: cannot be locked: {error.strerror or error}; keep images where files can be"
+                ) from error
             self._remove_partials(folder)
             yield
         finally:
@@ -288,7 +272,8 @@ class LocalStorage:
     def _remove_partials(self, folder: Path) -> None:
         try:
             for path in folder.glob(".*.part"):
-                path.unlink(missing_ok=True)
+                if not path.is_dir():
+                    path.unlink(missing_ok=True)
         except OSError as error:
             raise write_error(error, folder) from error
 
@@ -301,19 +286,28 @@ class LocalStorage:
 
     def save_cache(self, prefix: str, data: bytes) -> None:
         """See `Storage.save_cache`; only in folders that are ours, not beside a lone image file."""
-        if not (self._root / prefix / _LOCK_NAME).exists():
-            return
         path = self._root / prefix / _CACHE_NAME
-        part = path.with_name(f"{_CACHE_NAME}.{os.getpid()}.part")
+        part = path.with_name(f"{_CACHE_NAME}.{os.getpid()}-{threading.get_ident()}.part")
         try:
-            part.write_bytes(data)
-            part.replace(path)
+            if path.with_name(_LOCK_NAME).exists():
+                part.write_bytes(data)
+                part.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing is held: who opened a file closes it."""
+
+
+def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """Look at what an entry leads to; None when that is nothing."""
+    try:
+        return entry.stat()
+    except OSError as error:
+        if error.errno in _NOTHING_THERE:
+            return None
+        raise read_error(error, Path(entry.path)) from error
 
 
 def _open_local(url: str) -> LocalStorage:

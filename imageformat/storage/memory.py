@@ -23,6 +23,7 @@ class MemoryObjectWriter:
         self._storage = storage
         self._key = key
         self._content = bytearray()
+        self._usable = True
 
     @property
     def position(self) -> int:
@@ -31,10 +32,19 @@ class MemoryObjectWriter:
 
     def append(self, data: bytes) -> None:
         """See `ObjectWriter.append`."""
+        self._refuse_after_failure()
         self._content += data
+
+    def _refuse_after_failure(self) -> None:
+        if not self._usable:
+            raise DestinationError(
+                f"{self._key}: nothing can be added after a failure or the end; start again"
+            )
 
     def commit(self, check: Callable[[BlockDevice], None] | None = None) -> None:
         """See `ObjectWriter.commit`."""
+        self._refuse_after_failure()
+        self._usable = False
         content = bytes(self._content)
         if check is not None:
             check(MemoryDevice(content))
@@ -42,6 +52,7 @@ class MemoryObjectWriter:
 
     def abort(self) -> None:
         """See `ObjectWriter.abort`."""
+        self._usable = False
         self._content.clear()
 
 
@@ -64,14 +75,15 @@ class MemoryStorage:
         """See `Storage.folders`."""
         with self._lock:
             keys = list(self._objects)
-        yield from sorted({key.split("/")[0] for key in keys if "/" in key})
+        yield from sorted({key.split("/")[0] for key in keys if "/" in key and key[0] != "."})
 
     def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Storage.objects`."""
         with self._lock:
             found = sorted(self._objects.items())
         for key, (content, version) in found:
-            if key.startswith(prefix) and "/" not in key[len(prefix) :]:
+            name = key.removeprefix(prefix)
+            if key.startswith(prefix) and "/" not in name and not name.startswith("."):
                 yield ObjectInfo(key, len(content), str(version))
 
     def open(self, key: str) -> BlockDevice:
