@@ -17,21 +17,22 @@ import msgspec
 
 from engine.pipeline import default_threads, ordered_map
 from engine.plan import BackupPlan, block_runs, image_name, plan_backup
-from imageformat.codec import DEFAULT_LEVEL, digest, zero_digest
+from imageformat.codec import DEFAULT_LEVEL, MIN_DELTA_LENGTH, digest, zero_digest
 from imageformat.device import BlockDevice
 from imageformat.errors import ChainError, ImageError, SourceMismatchError
-from imageformat.formats.native.reader import resolved_index
+from imageformat.formats.native.older import ParentBlocks
+from imageformat.formats.native.reader import native_layers, resolved_index
 from imageformat.formats.native.structs import (
+    DELTA_FRAMES,
+    DELTA_FRAMES_NAME,
     NO_ROOT,
     NO_UUID,
     PAGE_BITS,
-    RECORD_SIZE,
     ExtensionType,
     Header,
     State,
-    unpack_record,
 )
-from imageformat.formats.native.writer import EncodedBlock, NativeWriter, encode_block
+from imageformat.formats.native.writer import NO_ANCESTORS, EncodedBlock, NativeWriter, encode_block
 from imageformat.layer import Ancestor, ImageInfo, ImageType
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from engine.plan import Run
     from imageformat.chain import Chain
-    from imageformat.formats.native.index import Geometry, ResolvedIndex
+    from imageformat.formats.native.index import Geometry
     from imageformat.repository import ImageSet, Point, Repository
 
 DEFAULT_BLOCK_SIZE = 64 << 10
@@ -183,6 +184,7 @@ def _open_parent(repository: Repository, plan: BackupPlan) -> Chain | None:
 def _header(job: _Job, plan: BackupPlan, parent: ImageInfo | None) -> Header:
     known = next((point.info for point in job.image_set.points if point.info), None)
     described = {"host": socket.gethostname(), **job.origin}
+    names = (DELTA_FRAMES_NAME,) if parent else ()
     block_size = max(job.options.block_size, job.source.sector_size)
     return Header(
         image_id=uuid4(),
@@ -197,22 +199,24 @@ def _header(job: _Job, plan: BackupPlan, parent: ImageInfo | None) -> Header:
         parent_root=parent.root if parent else NO_ROOT,
         depth=parent.depth + 1 if parent else 0,
         page_bits=PAGE_BITS,
-        extensions=((ExtensionType.ORIGIN, msgspec.json.encode(described)),),
+        incompatible=DELTA_FRAMES if parent else 0,
+        extensions=(*names, (ExtensionType.ORIGIN, msgspec.json.encode(described))),
     )
 
 
 def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> tuple[str, ImageInfo, int]:
-    index: ResolvedIndex | None = None
-    ancestors: tuple[Ancestor, ...] = ()
+    parent: ParentBlocks | None = None
+    ancestors = NO_ANCESTORS
     if chain is not None:
         index = resolved_index(chain.layer(chain.depth), chain.layer)
-        ancestors = (*chain.ancestors(), Ancestor(chain.info.id, chain.info.root))
+        parent = ParentBlocks(index, native_layers(chain.layer))
+        ancestors = chain.ancestors().followed_by(Ancestor(chain.info.id, chain.info.root))
     header = _header(job, plan, chain.info if chain else None)
     name = image_name(plan.number, plan.type, header.created_ns, header.image_id)
     target = job.repository.storage.create(f"{job.image_set.prefix}{name}")
     try:
-        writer = NativeWriter(target, header, index, ancestors)
-        changed = copy_blocks(job.source, writer, index, job.options, job.report, lambda: target.position)
+        writer = NativeWriter(target, header, parent.index if parent else None, ancestors)
+        changed = copy_blocks(job.source, writer, parent, job.options, job.report, lambda: target.position)
         return f"{job.image_set.prefix}{name}", writer.commit(), changed
     finally:
         target.abort()
@@ -221,7 +225,7 @@ def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> tuple[str,
 def copy_blocks(
     source: Source,
     writer: NativeWriter,
-    parent: ResolvedIndex | None,
+    parent: ParentBlocks | None,
     options: BackupOptions,
     report: Callable[[BackupProgress], None],
     stored: Callable[[], int],
@@ -261,7 +265,13 @@ def copy_blocks(
 class BlockWorker:
     """What a worker thread does with a run of blocks. Thread-safe."""
 
-    def __init__(self, image_id: bytes, geometry: Geometry, parent: ResolvedIndex | None, level: int) -> None:
+    def __init__(
+        self,
+        image_id: bytes,
+        geometry: Geometry,
+        parent: ParentBlocks | None,
+        level: int,
+    ) -> None:
         self._image_id = image_id
         self._geometry = geometry
         self._parent = parent
@@ -284,21 +294,13 @@ class BlockWorker:
     def _examine(self, block: int, raw: bytes) -> EncodedBlock | int | None:
         """Return a changed block: encoded, or its number when it became zeros; None when unchanged."""
         raw_digest = digest(raw)
-        is_zero = raw_digest == zero_digest(len(raw))
-        state, known = self._known(block, len(raw))
-        if is_zero:
-            return None if state == State.ZERO else block
-        if state == State.DATA and known == raw_digest:
-            return None
-        return encode_block(self._image_id, block, raw, raw_digest, self._level)
-
-    def _known(self, block: int, raw_length: int) -> tuple[int, bytes]:
-        """Return the parent's state and digest of a block; state 0 when it says nothing of use."""
-        parent = self._parent
-        if parent is None or block >= parent.geometry.blocks:
-            return 0, b""
-        bits = parent.geometry.page_bits
-        entry = unpack_record(parent.leaf(block >> bits), (block & (1 << bits) - 1) * RECORD_SIZE)
-        if entry.state == State.DATA and parent.geometry.raw_length(block) != raw_length:
-            return 0, b""
-        return entry.state, entry.digest
+        known = self._parent.record(block, len(raw)) if self._parent is not None else None
+        if raw_digest == zero_digest(len(raw)):
+            return None if known is not None and known.state == State.ZERO else block
+        older = None
+        if self._parent is not None and known is not None and known.state == State.DATA:
+            if known.digest == raw_digest:
+                return None
+            if len(raw) >= MIN_DELTA_LENGTH:
+                older = self._parent.older(block, len(raw), known)
+        return encode_block(self._image_id, block, raw, raw_digest, self._level, older)

@@ -43,12 +43,17 @@ def plan_backup(image_set: ImageSet, wanted: ImageType | None, parent: Point | N
     long is not continued: a full image is made instead, with a warning.
 
     Raises:
-        UsageError: a full image has no parent.
+        UsageError: a full image has no parent, and a differential one only a full.
     """
     number = next_number(image_set)
     if parent is not None:
         if wanted is ImageType.FULL:
             raise UsageError("a full image has no parent; leave out --type full or --parent")
+        if wanted is ImageType.DIFFERENTIAL and parent.info and parent.info.type is not ImageType.FULL:
+            raise UsageError(
+                f"point {parent.number} is not full; a differential image holds what changed since a full "
+                "one; name a full point with --parent, or use --type inc"
+            )
         return _on(parent, wanted or ImageType.INCREMENTAL, number)
     readable = [point for point in image_set.points if point.info is not None]
     if wanted is ImageType.FULL or not image_set.points:
@@ -66,9 +71,8 @@ def _on(parent: Point, kind: ImageType, number: int) -> BackupPlan:
         reason = parent.problem.message if parent.problem else f"{parent.key} cannot be read"
         return BackupPlan(ImageType.FULL, None, number, f"the chain cannot be continued: {reason}")
     if parent.state == "damaged":
-        return BackupPlan(
-            ImageType.FULL, None, number, f"point {parent.info.number} is damaged and cannot be built on"
-        )
+        reason = f"point {parent.info.number}, or one that it stands on, is damaged and cannot be built on"
+        return BackupPlan(ImageType.FULL, None, number, reason)
     if parent.info.depth + 1 >= MAX_CHAIN:
         return BackupPlan(ImageType.FULL, None, number, f"the chain has {MAX_CHAIN} images")
     return BackupPlan(kind, parent, number)

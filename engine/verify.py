@@ -23,12 +23,13 @@ from imageformat.errors import (
     ParentMissingError,
     StorageError,
 )
-from imageformat.layer import BlockRef
+from imageformat.layer import BlockRef, Lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from imageformat.layer import ImageLayer
+    from imageformat.chain import Chain
+    from imageformat.layer import ImageLayer, LoadBlock, Piece
     from imageformat.repository import Point, Repository
 
 _STORAGE_ERRORS = (StorageError, AccessDeniedError, NotFoundError)
@@ -170,44 +171,49 @@ def verify_file(
         found.append(_damage(error))
         return _report(point, found)
     with contextlib.closing(layer):
-        if point.problem is None:
-            found.extend(_wrong_links(repository, point, layer, proven if proven is not None else set()))
-        return _verify_layer(layer, point, found, threads, advance)
+        chain = _proven_chain(repository, point, layer, found, proven if proven is not None else set())
+        found.extend(_wrong_pages(layer, chain))
+        return _verify_blocks(layer, chain, point, found, threads, advance)
 
 
-def _wrong_links(
-    repository: Repository, point: Point, layer: ImageLayer, proven: set[str]
-) -> Iterator[Damage]:
+def _proven_chain(
+    repository: Repository, point: Point, layer: ImageLayer, found: list[Damage], proven: set[str]
+) -> Chain | None:
     """Prove the whole line of ancestors; of a parent whose line is proven, only the link to it.
 
-    The link says that the parent's ancestors are this file's as well, so that nothing else is left.
+    The link says that the parent's ancestors are this file's as well, so that nothing else is left. None,
+    with the reason in ``found``, when the line is wrong.
     """
+    if point.problem is not None:
+        return None
+    blame = Blame.IMAGE
     try:
         layer.ancestors()
-    except MountfsError as error:
-        yield _damage(error)
-        return
-    try:
+        blame = Blame.CHAIN
         chain = repository.chain(point)
         if point.parent_key in proven:
             chain.layer(chain.depth - 1)
         else:
             chain.prove()
     except MountfsError as error:
-        yield _damage(error, blame=Blame.CHAIN)
-        return
+        found.append(_damage(error, blame=blame))
+        return None
     proven.add(point.key)
+    return chain
 
 
-def _verify_layer(
-    layer: ImageLayer, point: Point, found: list[Damage], threads: int, advance: Callable[[int], None]
+def _verify_blocks(
+    layer: ImageLayer,
+    chain: Chain | None,
+    point: Point,
+    found: list[Damage],
+    threads: int,
+    advance: Callable[[int], None],
 ) -> FileReport:
-    found.extend(_wrong_pages(layer))
+    check = partial(_check, layer, _reference_in(chain))
     blocks = stored = transient = 0
     batches = _batches(layer, found)
-    with contextlib.closing(
-        ordered_map(lambda refs: _check(layer, refs), batches, threads=threads or default_threads())
-    ) as results:
+    with contextlib.closing(ordered_map(check, batches, threads=threads or default_threads())) as results:
         for checked in results:
             blocks += len(checked.refs) - len(checked.damages)
             stored += sum(ref.length for ref in checked.refs)
@@ -236,12 +242,12 @@ def _report(
     )
 
 
-def _wrong_pages(layer: ImageLayer) -> Iterator[Damage]:
+def _wrong_pages(layer: ImageLayer, chain: Chain | None) -> Iterator[Damage]:
     try:
-        for message in layer.prove():
+        for message in layer.prove(chain.layer if chain else None):
             yield _damage(CorruptImageError(message))
     except MountfsError as error:
-        yield _damage(error)
+        yield _damage(error, blame=Blame.CHAIN if chain else Blame.IMAGE)
 
 
 def _unique(damages: list[Damage]) -> tuple[Damage, ...]:
@@ -254,47 +260,77 @@ def _unique(damages: list[Damage]) -> tuple[Damage, ...]:
     )
 
 
-def _batches(layer: ImageLayer, damages: list[Damage]) -> Iterator[tuple[BlockRef, ...]]:
-    """Yield the frames that the layer holds itself; a damaged part of the index is noted and passed."""
+def _batches(layer: ImageLayer, found: list[Damage]) -> Iterator[tuple[BlockRef, ...]]:
+    """Yield the frames that the layer holds itself; a part of the index that fails is noted and passed."""
     own = layer.info.depth
-    for number, disk in enumerate(layer.info.disks):
-        step = disk.block_size * _CHUNK_BLOCKS
+    for number in range(len(layer.info.disks)):
         pending: list[BlockRef] = []
-        for offset in range(0, disk.size, step):
-            size = min(step, disk.size - offset)
-            try:
-                pending.extend(
-                    piece.source
-                    for piece in layer.pieces(number, offset, size)
-                    if isinstance(piece.source, BlockRef) and piece.source.layer == own
-                )
-            except MountfsError as error:
-                damages.append(_damage(error, offset, size))
-            while len(pending) >= _BATCH:
-                yield tuple(pending[:_BATCH])
-                del pending[:_BATCH]
+        for piece in _pieces(layer, number, found):
+            source = piece.source
+            if isinstance(source, Lost):
+                found.append(_damage(CorruptImageError(source.message), piece.offset, piece.length))
+            elif isinstance(source, BlockRef) and source.layer == own:
+                pending.append(source)
+                if len(pending) == _BATCH:
+                    yield tuple(pending)
+                    pending.clear()
         if pending:
             yield tuple(pending)
 
 
-def _check(layer: ImageLayer, refs: tuple[BlockRef, ...]) -> _Checked:
+def _pieces(layer: ImageLayer, number: int, found: list[Damage]) -> Iterator[Piece]:
+    """Describe a whole disk, stepping over what the storage does not give of the index."""
+    disk = layer.info.disks[number]
+    step = disk.block_size * _CHUNK_BLOCKS
+    offset = 0
+    while offset < disk.size:
+        try:
+            for piece in layer.pieces(number, offset, disk.size - offset):
+                yield piece
+                offset = piece.offset + piece.length
+        except MountfsError as error:
+            size = min(step - offset % step, disk.size - offset)
+            found.append(_damage(error, offset, size))
+            offset += size
+
+
+class _ElsewhereError(Exception):
+    """The older block that a difference stands on cannot be had: the damage of another file."""
+
+
+def _reference_in(chain: Chain | None) -> LoadBlock:
+    def load(ref: BlockRef) -> bytes:
+        if chain is None:
+            raise _ElsewhereError
+        try:
+            return chain.load_plain(ref)
+        except MountfsError as error:
+            raise _ElsewhereError from error
+
+    return load
+
+
+def _check(layer: ImageLayer, reference: LoadBlock, refs: tuple[BlockRef, ...]) -> _Checked:
     """Prove a batch of frames; when one is wrong, each is read again alone."""
     try:
-        layer.load(refs)
-    except MountfsError:
-        return _check_singly(layer, refs)
+        layer.load(refs, reference)
+    except (MountfsError, _ElsewhereError):
+        return _check_singly(layer, reference, refs)
     return _Checked(refs, (), 0)
 
 
-def _check_singly(layer: ImageLayer, refs: tuple[BlockRef, ...]) -> _Checked:
-    damages = []
+def _check_singly(layer: ImageLayer, reference: LoadBlock, refs: tuple[BlockRef, ...]) -> _Checked:
+    damages, elsewhere = [], False
     block_size = layer.info.disks[0].block_size
     for ref in refs:
         try:
-            layer.load((ref,))
+            layer.load((ref,), reference)
+        except _ElsewhereError:
+            # The stored bytes of this frame were proven before its reference was asked for.
+            elsewhere = True
         except MountfsError as error:
             damages.append(_damage(error, ref.block * block_size, ref.raw_length))
-    return _Checked(refs, tuple(damages), 0 if damages else 1)
+    return _Checked(refs, tuple(damages), 0 if damages or elsewhere else 1)
 
 
 def _damage(

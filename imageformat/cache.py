@@ -8,11 +8,12 @@ for one question is never the answer to another.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cachetools import LRUCache
+from cachetools import Cache
 
 from imageformat.errors import MountfsError
 
@@ -20,6 +21,37 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
 DEFAULT_CAPACITY = 64 << 20
+
+
+class _SecondChance(Cache["Hashable", bytes]):
+    """Evicts what is oldest and was not asked for since it came or was last spared (the clock rule).
+
+    Unlike least-recently-used it moves nothing on a hit, so that a hit needs no lock.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity, getsizeof=len)
+        self.asked: set[Hashable] = set()
+        self._line: deque[Hashable] = deque()
+
+    def __setitem__(self, key: Hashable, value: bytes) -> None:
+        is_new = key not in self
+        super().__setitem__(key, value)
+        if is_new:
+            self.asked.discard(key)
+            self._line.append(key)
+
+    def popitem(self) -> tuple[Hashable, bytes]:
+        """Evict one value."""
+        if len(self.asked) > len(self._line):
+            self.asked.intersection_update(self._line)
+        while self._line:
+            key = self._line.popleft()
+            if key not in self.asked:
+                return key, self.pop(key)
+            self.asked.discard(key)
+            self._line.append(key)
+        raise KeyError("the cache is empty")
 
 
 class BlockCache:
@@ -30,7 +62,7 @@ class BlockCache:
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
         self.capacity = capacity
-        self._values: LRUCache[Hashable, bytes] = LRUCache(capacity, getsizeof=len)
+        self._values = _SecondChance(capacity)
         self._flights: dict[Hashable, Future[bytes]] = {}
         self._lock = threading.Lock()
         self.hits = 0
@@ -38,7 +70,17 @@ class BlockCache:
 
     def get(self, key: Hashable, load: Callable[[], bytes]) -> bytes:
         """Return the value of ``key``, calling ``load`` at most once at a time for all threads."""
-        return self.get_many((key,), lambda _missing: (load(),))[0]
+        value = self.peek(key)
+        return self.get_many((key,), lambda _missing: (load(),))[0] if value is None else value
+
+    def peek(self, key: Hashable) -> bytes | None:
+        """Return the value of ``key`` if it is here. Takes no lock: this is the hot path."""
+        try:
+            value = self._values[key]
+        except KeyError:
+            return None
+        self._values.asked.add(key)
+        return value
 
     def get_many(
         self, keys: Sequence[Hashable], load: Callable[[Sequence[int]], Sequence[bytes]]
@@ -57,7 +99,7 @@ class BlockCache:
         others: list[tuple[int, Future[bytes]]] = []
         with self._lock:
             for position, key in enumerate(keys):
-                value = self._values.get(key)
+                value = self.peek(key)
                 if value is not None:
                     found[position] = value
                 elif (flight := self._flights.get(key)) is not None:

@@ -6,13 +6,13 @@ import threading
 from typing import TYPE_CHECKING
 
 from imageformat.errors import CorruptImageError, ParentMismatchError
-from imageformat.layer import Ancestor, BlockRef, Fill, ImageLayer, Older
+from imageformat.layer import Fill, Lost, Older, Piece
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import TypeAlias
 
-    from imageformat.layer import ImageInfo
+    from imageformat.layer import Ancestor, Ancestry, BlockRef, ImageInfo, ImageLayer, LoadBlock
 
     Resolved: TypeAlias = tuple[int, int, BlockRef | Fill, int]
 
@@ -28,10 +28,10 @@ class Chain:
         self.depth = tip.info.depth
         self._find = find
         self._layers: dict[int, ImageLayer] = {self.depth: tip}
-        self._ancestors: tuple[Ancestor, ...] | None = None
+        self._ancestors: Ancestry | None = None
         self._lock = threading.Lock()
 
-    def ancestors(self) -> tuple[Ancestor, ...]:
+    def ancestors(self) -> Ancestry:
         """Return all ancestors, oldest first."""
         if self._ancestors is None:
             self._ancestors = self._layers[self.depth].ancestors()
@@ -60,7 +60,7 @@ class Chain:
             raise ParentMismatchError(
                 f"point {self.info.number}: ancestor {wanted.id} was replaced by an image of other content"
             )
-        if layer.ancestors() != self.ancestors()[:depth]:
+        if not self.ancestors().begins_with(layer.ancestors()):
             raise ParentMismatchError(f"point {self.info.number}: ancestor {wanted.id} has other ancestors")
         return layer
 
@@ -70,24 +70,67 @@ class Chain:
             self.layer(depth)
 
     def resolve(self, disk: int, offset: int, size: int) -> Iterator[Resolved]:
-        """Yield (offset, length, frame or fill, bytes to skip) for the range, ascending and contiguous."""
-        yield from self._resolve(self.depth, disk, offset, size)
+        """Yield (offset, length, frame or fill, bytes to skip) for the range, ascending and contiguous.
 
-    def _resolve(self, depth: int, disk: int, offset: int, size: int) -> Iterator[Resolved]:
-        for piece in self.layer(depth).pieces(disk, offset, size):
-            source = piece.source
-            if not isinstance(source, Older):
+        Raises:
+            CorruptImageError: the index is damaged there.
+            ChainError, StorageError: an ancestor, or the storage, fails.
+        """
+        pending = [(self.depth, offset, size)]
+        while pending:
+            depth, start, length = pending.pop()
+            older: list[tuple[int, int, int]] = []
+            for piece in self._pieces(depth, disk, start, length):
+                source = piece.source
+                if isinstance(source, Older):
+                    if not 0 <= source.layer < depth:
+                        raise CorruptImageError(
+                            f"point {self.info.number}: a layer refers to one that is not older"
+                        )
+                    rest = start + length - piece.offset - piece.length
+                    older = [(depth, piece.offset + piece.length, rest)] if rest else []
+                    older.append((source.layer, piece.offset, piece.length))
+                    break
+                if isinstance(source, Lost):
+                    raise CorruptImageError(source.message)
                 yield piece.offset, piece.length, source, piece.skip
-                continue
-            if not 0 <= source.layer < depth:
-                raise CorruptImageError(f"point {self.info.number}: a layer refers to one that is not older")
-            yield from self._resolve_older(source.layer, disk, piece.offset, piece.length)
+            pending += older
 
-    def _resolve_older(self, depth: int, disk: int, offset: int, size: int) -> Iterator[Resolved]:
-        """Ask an older layer, whose disk may be smaller: what it does not have reads as zeros."""
-        known = self.layer(depth).info.disks[disk].size
-        inside = max(0, min(size, known - offset))
+    def load(self, refs: Sequence[BlockRef], reference: LoadBlock | None = None) -> list[bytes]:
+        """Return blocks, each from its layer, neighbours read together.
+
+        ``reference`` gives the older blocks that differences stand on; without it they are read too.
+
+        Raises:
+            CorruptImageError: a frame is damaged.
+            ChainError, StorageError: an ancestor, or the storage, fails.
+        """
+        blocks: list[bytes] = []
+        start = 0
+        for position in range(1, len(refs) + 1):
+            if position == len(refs) or refs[position].layer != refs[start].layer:
+                layer = self.layer(refs[start].layer)
+                blocks.extend(layer.load(refs[start:position], reference or self.load_plain))
+                start = position
+        return blocks
+
+    def load_plain(self, ref: BlockRef) -> bytes:
+        """Return a block that others are differences from, and so is none itself.
+
+        Raises:
+            CorruptImageError: it is one, or damaged.
+        """
+        return self.layer(ref.layer).load((ref,), _refuse_difference)[0]
+
+    def _pieces(self, depth: int, disk: int, offset: int, size: int) -> Iterator[Piece]:
+        """Ask one layer, whose disk may be smaller: what it does not have reads as zeros."""
+        layer = self.layer(depth)
+        inside = max(0, min(size, layer.info.disks[disk].size - offset))
         if inside:
-            yield from self._resolve(depth, disk, offset, inside)
+            yield from layer.pieces(disk, offset, inside, self.layer)
         if inside < size:
-            yield offset + inside, size - inside, Fill.ZERO, 0
+            yield Piece(offset + inside, size - inside, Fill.ZERO, 0)
+
+
+def _refuse_difference(ref: BlockRef) -> bytes:
+    raise CorruptImageError(f"block {ref.block} is stored as a difference from a difference")

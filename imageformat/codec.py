@@ -18,6 +18,9 @@ from imageformat.errors import CorruptImageError
 DEFAULT_LEVEL = 3
 """zstd level: the best time on two cores; level 1 is slower to write because it is bigger."""
 
+_DELTA_TABLE_LOG = 13
+MIN_DELTA_LENGTH = 4096
+"""Blocks shorter than this, and so odd ends of disks, are stored plainly."""
 _MIN_SAVING = 32
 """Store a block as it is unless compression saves at least 1/32 of it."""
 
@@ -27,6 +30,8 @@ class Codec(enum.IntEnum):
 
     STORED = 0
     ZSTD = 1
+    DELTA = 2
+    """zstd with an older version of the block as its dictionary; see `encode_delta`."""
 
 
 class _ThreadState(threading.local):
@@ -52,6 +57,39 @@ def encode(raw: bytes, level: int = DEFAULT_LEVEL) -> tuple[Codec, bytes]:
     return Codec.ZSTD, packed
 
 
+def encode_delta(raw: bytes, reference: bytes) -> bytes:
+    """Compress ``raw`` against ``reference``, an older version of it. Thread-safe.
+
+    Small tables and the fast double-hash search: what differs is little, and a level of zstd that searches
+    longer finds no more. Measured on blocks of 64 KiB: cheaper than compressing them plainly.
+    """
+    window_log = max(10, (len(raw) + len(reference) - 1).bit_length())
+    table_log = max(_DELTA_TABLE_LOG, window_log - 4)
+    parameters = zstandard.ZstdCompressionParameters(
+        window_log=window_log,
+        hash_log=table_log,
+        chain_log=table_log,
+        strategy=zstandard.STRATEGY_DFAST,
+        write_dict_id=False,
+    )
+    return zstandard.ZstdCompressor(dict_data=_dictionary(reference), compression_params=parameters).compress(
+        raw
+    )
+
+
+def decode_delta(payload: bytes, raw_length: int, reference: bytes) -> bytes:
+    """Return exactly the ``raw_length`` bytes that `encode_delta` took. Thread-safe.
+
+    Raises:
+        CorruptImageError: the payload is not a frame of that length; the caller adds the place.
+    """
+    return _decompress(zstandard.ZstdDecompressor(dict_data=_dictionary(reference)), payload, raw_length)
+
+
+def _dictionary(reference: bytes) -> zstandard.ZstdCompressionDict:
+    return zstandard.ZstdCompressionDict(reference, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+
+
 def decode(codec: int, payload: bytes, raw_length: int) -> bytes:
     """Return exactly ``raw_length`` bytes. Never allocates more than that. Thread-safe.
 
@@ -64,11 +102,15 @@ def decode(codec: int, payload: bytes, raw_length: int) -> bytes:
         return payload
     if codec != Codec.ZSTD:
         raise CorruptImageError(f"unknown codec {codec}")
+    return _decompress(_state.decompressor, payload, raw_length)
+
+
+def _decompress(decompressor: zstandard.ZstdDecompressor, payload: bytes, raw_length: int) -> bytes:
     try:
         stated = zstandard.frame_content_size(payload)
         if stated != raw_length:
             raise CorruptImageError(f"compressed block states {stated} bytes instead of {raw_length}")
-        raw = _state.decompressor.decompress(payload, allow_extra_data=False)
+        raw = decompressor.decompress(payload, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CorruptImageError(f"compressed block cannot be decoded: {error}") from error
     if len(raw) != raw_length:

@@ -7,13 +7,13 @@ stored frame each block lies; the chain fetches from the right layer.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, overload
 from uuid import UUID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from imageformat.cache import BlockCache
     from imageformat.device import BlockDevice
@@ -47,11 +47,60 @@ class Older(NamedTuple):
     layer: int
 
 
+class Lost(NamedTuple):
+    """The layer's index is damaged there: what the range holds cannot be known from it. Never zeros."""
+
+    message: str
+    """What is damaged, and where."""
+
+
 class Ancestor(NamedTuple):
     """One older image of a chain."""
 
     id: UUID
     root: bytes
+
+
+class Ancestry(Sequence[Ancestor]):
+    """All ancestors of an image, oldest first; the position is the depth.
+
+    It stays packed, ``id (16) root (32)`` each, so that comparing two long chains is comparing bytes.
+    """
+
+    __slots__ = ("packed",)
+    ENTRY_SIZE = 48
+
+    def __init__(self, packed: bytes = b"") -> None:
+        if len(packed) % self.ENTRY_SIZE:
+            raise ValueError(f"{len(packed)} bytes are no ancestors of {self.ENTRY_SIZE} bytes each")
+        self.packed = packed
+
+    def __len__(self) -> int:
+        return len(self.packed) // self.ENTRY_SIZE
+
+    @overload
+    def __getitem__(self, depth: int) -> Ancestor: ...
+    @overload
+    def __getitem__(self, depth: slice) -> tuple[Ancestor, ...]: ...
+    def __getitem__(self, depth: int | slice) -> Ancestor | tuple[Ancestor, ...]:
+        if isinstance(depth, slice):
+            return tuple(self[at] for at in range(*depth.indices(len(self))))
+        start = range(len(self))[depth] * self.ENTRY_SIZE
+        return Ancestor(UUID(bytes=self.packed[start : start + 16]), self.packed[start + 16 : start + 48])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ancestry) and self.packed == other.packed
+
+    def __hash__(self) -> int:
+        return hash(self.packed)
+
+    def begins_with(self, other: Ancestry) -> bool:
+        """Tell whether ``other`` is the older part of this line."""
+        return self.packed.startswith(other.packed)
+
+    def followed_by(self, ancestor: Ancestor) -> Ancestry:
+        """Return the line of a child of ``ancestor``."""
+        return Ancestry(self.packed + ancestor.id.bytes + ancestor.root)
 
 
 class BlockRef(NamedTuple):
@@ -71,12 +120,16 @@ class BlockRef(NamedTuple):
     """XXH3-128 of the decoded block, or empty when the format has none."""
 
 
+LoadBlock: TypeAlias = Callable[[BlockRef], bytes]
+"""Returns the proven bytes of one block."""
+
+
 class Piece(NamedTuple):
     """What one layer says of the range ``[offset, offset + length)`` of a disk."""
 
     offset: int
     length: int
-    source: BlockRef | Fill | Older
+    source: BlockRef | Fill | Older | Lost
     skip: int
     """Bytes of the decoded block before ``offset``; 0 for a fill."""
 
@@ -125,32 +178,49 @@ class ImageLayer(Protocol):
         """What the image says of itself."""
         ...
 
-    def pieces(self, disk: int, offset: int, size: int) -> Iterator[Piece]:
+    def pieces(
+        self,
+        disk: int,
+        offset: int,
+        size: int,
+        ancestor: Callable[[int], ImageLayer] | None = None,
+    ) -> Iterator[Piece]:
         """Describe the range: ascending, contiguous, covering it exactly.
 
-        A piece may already name a frame in an older layer (`BlockRef.layer`).
+        A piece may already name a frame in an older layer (`BlockRef.layer`). What this file cannot say
+        is `Older`; with ``ancestor``, which opens the layer of a depth, an index that reaches into the
+        files of its ancestors is followed there instead. A damaged part of the index is `Lost`.
 
         Raises:
-            CorruptImageError: the index does not match its checksum.
+            ChainError, StorageError: an ancestor, or the storage, fails.
         """
         ...
 
-    def ancestors(self) -> tuple[Ancestor, ...]:
-        """Return all ancestors, oldest first; the position is the depth."""
+    def ancestors(self) -> Ancestry:
+        """Return all ancestors.
+
+        Raises:
+            CorruptImageError: their table is damaged.
+        """
         ...
 
-    def load(self, refs: tuple[BlockRef, ...]) -> tuple[bytes, ...]:
+    def load(self, refs: Sequence[BlockRef], reference: LoadBlock) -> tuple[bytes, ...]:
         """Read, prove and decode frames stored in this layer, one range read per run of neighbours.
+
+        ``reference`` gives the block in an older layer that a frame may be stored as a difference from.
 
         Raises:
             CorruptImageError: a frame is damaged; the message names file, block and offset.
+            MountfsError: what ``reference`` raised.
         """
         ...
 
-    def prove(self) -> Iterator[str]:
+    def prove(self, ancestor: Callable[[int], ImageLayer] | None = None) -> Iterator[str]:
         """Check what this file's own index says against itself and the root; yield what is wrong.
 
-        Reads the index, not the blocks. Does not stop at the first error.
+        With ``ancestor`` also what it says of frames in older files, against the parent's index. Reads
+        indexes, not blocks. Does not stop at the first error; what is wrong in an ancestor's file is left
+        to the verification of that file.
         """
         ...
 

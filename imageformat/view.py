@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _KINDS = {Fill.ZERO: ExtentKind.ZERO, Fill.UNUSED: ExtentKind.UNUSED, Fill.BAD: ExtentKind.BAD}
 READ_AHEAD_BLOCKS = 8
 """How far a sequential reader is led: 512 KiB, four requests of the kernel."""
+_KEYS_REMEMBERED = 4096
 
 
 class ReadAhead:
@@ -59,11 +60,18 @@ class ImageView:
         self.size = info.size
         self.block_size = info.block_size
         self.sector_size = info.sector_size
+        self._keys: dict[int, tuple[bytes, int, int, int, int, bytes]] = {}
         self._expected = -1
         self._led_to = 0
 
     def pread(self, offset: int, size: int) -> bytes:
         """See `BlockDevice.pread`."""
+        block, skip = divmod(offset, self.block_size)
+        if skip + size <= self.block_size and (key := self._keys.get(block)) is not None:
+            known = self._cache.peek(key)
+            if known is not None and 0 <= size <= len(known) - skip:
+                self._expected = offset + size
+                return known[skip : skip + size]
         check_range(self.size, offset, size)
         if self._read_ahead is not None:
             self._lead(self._read_ahead, offset, size)
@@ -114,21 +122,25 @@ class ImageView:
     def _blocks(self, refs: Sequence[BlockRef]) -> list[bytes]:
         if not refs:
             return []
-        keys = [(self._layer_id(ref.layer), *ref[1:]) for ref in refs]
+        keys = [self._key(ref) for ref in refs]
+        if len(self._keys) > _KEYS_REMEMBERED:
+            self._keys.clear()
+        self._keys.update((ref.block, key) for ref, key in zip(refs, keys, strict=True))
         return self._cache.get_many(keys, lambda missing: self._load([refs[index] for index in missing]))
 
-    def _layer_id(self, depth: int) -> bytes:
-        return self._chain.layer(depth).info.id.bytes
+    def _key(self, ref: BlockRef) -> tuple[bytes, int, int, int, int, bytes]:
+        return (self._chain.layer(ref.layer).info.id.bytes, *ref[1:])
 
     def _load(self, refs: Sequence[BlockRef]) -> list[bytes]:
-        """Load frames, each from its layer, keeping neighbours together."""
-        blocks: list[bytes] = []
-        start = 0
-        for position in range(1, len(refs) + 1):
-            if position == len(refs) or refs[position].layer != refs[start].layer:
-                blocks.extend(self._chain.layer(refs[start].layer).load(tuple(refs[start:position])))
-                start = position
-        return blocks
+        return self._chain.load(refs, self._reference)
+
+    def _reference(self, ref: BlockRef) -> bytes:
+        """Return the older block that a difference stands on. Never waits for another reader's flight.
+
+        Two readers, each of which loads what the other's difference stands on, would wait for ever.
+        """
+        known = self._cache.peek(self._key(ref))
+        return self._chain.load_plain(ref) if known is None else known
 
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
         """See `BlockDevice.extents`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +97,8 @@ class Image:
         need(xxh128(h[:4080]) == h[4080:], "header checksum")
         need(number(h, 8, 2) == 0, "major version")
         need(number(h, 12, 4) == HEADER, "header length")
-        need(number(h, 16, 8) == 0, "unknown incompatible feature")
+        need(number(h, 16, 8) in (0, 1), "unknown incompatible feature")
+        self.deltas = number(h, 16, 8) == 1
         self.id, self.set_id, self.parent = h[32:48], h[48:64], h[64:80]
         self.parent_root = h[80:112]
         self.created = number(h, 112, 8)
@@ -168,7 +169,7 @@ class Image:
         end = len(self.content) - FOOTER
         need(offset >= HEADER and offset + FRAME <= end, "frame outside the file")
         h = self.content[offset : offset + FRAME]
-        need(h[:4] == b"MFfr" and h[4] in (1, 2, 3) and h[5] in (0, 1), "frame header")
+        need(h[:4] == b"MFfr" and h[4] in (1, 2, 3) and h[5] in (0, 1, 2), "frame header")
         size = number(h, 8, 4)
         need(offset + FRAME + size <= end, "payload outside the file")
         need(length is None or length == FRAME + size, "frame length")
@@ -179,16 +180,27 @@ class Image:
             offset, FRAME + size, h[4], h[5], number(h, 12, 4), number(h, 16, 8), h[24:40], h[40:56], payload
         )
 
-    @staticmethod
-    def decode(frame: Frame, expected: int) -> bytes:
+    def decode(self, frame: Frame, expected: int, older: Sequence[Image] = ()) -> bytes:
         need(frame.raw_length == expected, "raw length")
+        payload, dictionary = frame.payload, None
+        if frame.codec == 2:
+            need(frame.kind == 1 and self.deltas, "a difference where none may be")
+            base = Record.read(payload[:32])
+            need(base.state == DATA and base.layer < len(older), "a difference from something not older")
+            plain = older[base.layer].frame(base.offset, base.length)
+            need((plain.kind, plain.number) == (1, frame.number), "a difference from another block")
+            need(plain.codec != 2, "a difference from a difference")
+            need(plain.raw_checksum == base.checksum, "a difference from other content")
+            raw_base = older[base.layer].decode(plain, expected)
+            dictionary = zstandard.ZstdCompressionDict(raw_base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+            payload = payload[32:]
         if frame.codec == 0:
-            raw = frame.payload
+            raw = payload
         else:
-            parameters = zstandard.get_frame_parameters(frame.payload)
+            parameters = zstandard.get_frame_parameters(payload)
             need(parameters.content_size == expected, "content size of the zstd frame")
             need(parameters.dict_id == 0, "dictionary")
-            raw = zstandard.ZstdDecompressor().decompress(frame.payload, allow_extra_data=False)
+            raw = zstandard.ZstdDecompressor(dict_data=dictionary).decompress(payload, allow_extra_data=False)
         need(len(raw) == expected, "decoded length")
         need(xxh128(raw) == frame.raw_checksum, "raw checksum")
         return raw
@@ -252,7 +264,7 @@ class Point:
         frame = layer.frame(record.offset, record.length)
         need((frame.kind, frame.number) == (kind, wanted), "record names another frame")
         need(frame.raw_checksum == record.checksum, "record and frame have different checksums")
-        return layer.decode(frame, expected)
+        return layer.decode(frame, expected, self.layers[: record.layer])
 
     def _page(self, record: Record, level: int, page: int) -> bytes:
         key = (level, record.layer, record.offset)
@@ -382,7 +394,7 @@ def rebuild(layers: list[Image]) -> list[int | bytes | None]:
             _own_fills(layer, depth, layer.top, layer.height - 1, 0, found)
         for frame in layer.scan():
             if frame.kind == 1:
-                found[frame.number] = layer.decode(frame, lengths[frame.number])
+                found[frame.number] = layer.decode(frame, lengths[frame.number], layers[:depth])
     return found
 
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from engine.backup import BackupOptions, backup
+from engine.verify import verify
 from imageformat.chain import Chain
 from imageformat.device import MemoryDevice
 from imageformat.extent import Extent, ExtentKind
@@ -113,16 +114,20 @@ def test_every_point_equals_the_oracle(first: int, plan: list[Step], sector: int
         parent = None
         if step.parent is not None and step.parent < number and step.type is not ImageType.FULL:
             parent = image_set.points[step.parent - 1]
+        kind = step.type
+        if parent is not None and parent.info and parent.info.type is not ImageType.FULL:
+            kind = ImageType.INCREMENTAL
         result = backup(
             DiskSource(bytes(disk), sector, holes=step.holes),
             repository,
             "set",
-            BackupOptions(type=step.type, block_size=BLOCK, threads=2),
+            BackupOptions(type=kind, block_size=BLOCK, threads=2),
             origin={"source": "/dev/fake"},
             parent=parent,
         )
         oracle[result.info.number] = bytes(disk)
     image_set = repository.image_set("set")
+    assert [found.damages for found in verify(repository, image_set.points)] == [()] * len(oracle)
     assert [point.info.number for point in image_set.points] == sorted(oracle)
     read_ahead = ReadAhead()
     roots: dict[bytes, bytes] = {}

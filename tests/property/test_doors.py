@@ -65,12 +65,14 @@ def write_points(
 ) -> list[bytes]:
     disk, oracle = bytearray(chance.randbytes(BLOCK)), []
     repository = Repository(LocalStorage(folder / "repo"))
-    for kind, size, count, branch in steps:
+    for wanted, size, count, branch in steps:
         change(disk, size, count, chance)
         source = folder / "disk.img"
         source.write_bytes(disk)
         points = repository.image_set(name).points
-        parent = chance.choice(points) if branch and points and kind is not ImageType.FULL else None
+        parent = chance.choice(points) if branch and points and wanted is not ImageType.FULL else None
+        stands_on_full = parent is None or (parent.info and parent.info.type is ImageType.FULL)
+        kind = wanted if stands_on_full else ImageType.INCREMENTAL
         device = open_source(str(source), sector_size=sector_size)
         options = BackupOptions(type=kind, block_size=BLOCK, threads=2)
         backup(device, repository, name, options, origin={"source": name}, parent=parent)

@@ -254,10 +254,11 @@ def test_a_long_line_is_proven_link_by_link(made: MadeChain, monkeypatch: pytest
     monkeypatch.setattr(Chain, "prove", counted_prove)
     monkeypatch.setattr(Chain, "layer", counted_layer)
     list(verify(repository, points, threads=1))
-    assert proofs == [(1, "all"), (2, "link 0"), (3, "link 0")]
+    assert [number for number, what in proofs if what == "all"] == [1]
+    assert {(2, "link 0"), (3, "link 0")} <= set(proofs)
     proofs.clear()
     list(verify(repository, points[::-1], threads=1))
-    assert proofs == [(3, "all"), (3, "link 0"), (2, "all"), (2, "link 0"), (1, "all")]
+    assert [number for number, what in proofs if what == "all"] == [3, 2, 1]
     assert points_of_chain(points[INC], points) == (points[FULL], points[INC])
 
 

@@ -17,7 +17,6 @@ from imageformat.errors import CorruptImageError
 from imageformat.formats.native.structs import (
     DIRECTORY_RECORD_SIZE,
     RECORD_SIZE,
-    Record,
     State,
     fill_record,
     unpack_record,
@@ -25,6 +24,11 @@ from imageformat.formats.native.structs import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+STATE_AT = 28
+"""Byte of a record that holds its state."""
+_LEAF_STATES = frozenset({State.DATA, State.ZERO, State.UNUSED, State.BAD})
+_DIRECTORY_STATES = frozenset({State.PAGE, State.ZERO, State.UNUSED, State.BAD})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +82,11 @@ def record_size(level: int) -> int:
 
 def leaf_digest(raw: bytes) -> bytes:
     """Logical digest of a leaf: what its blocks are, not where they are stored."""
-    state = hashlib.blake2b(digest_size=32, person=b"mfi leaf")
-    for position in range(0, len(raw), RECORD_SIZE):
-        state.update(raw[position + 28 : position + 29])
-        state.update(raw[position : position + 16])
-    return state.digest()
+    logical = bytearray(len(raw) // RECORD_SIZE * 17)
+    logical[0::17] = raw[28::RECORD_SIZE]
+    for at in range(16):
+        logical[1 + at :: 17] = raw[at::RECORD_SIZE]
+    return hashlib.blake2b(logical, digest_size=32, person=b"mfi leaf").digest()
 
 
 def directory_digest(raw: bytes) -> bytes:
@@ -125,18 +129,25 @@ def uniform_digest(level: int, blocks: int, page_bits: int, state: int) -> bytes
 class PageHolder(Protocol):
     """An opened image file that gives its own pages."""
 
-    def page(self, record: Record, level: int, page: int, size: int) -> bytes:
-        """Return the proven raw bytes of a page stored in this file."""
+    def page(self, record: bytes, level: int, page: int, size: int) -> bytes:
+        """Return the raw bytes of the page that a directory record names, proven down to its logical digest.
+
+        Raises:
+            CorruptImageError: what stands there is not that page.
+        """
         ...
 
 
 class ResolvedIndex:
-    """The whole index of one point, across the files of its chain. Thread-safe."""
+    """The index of one point, across the files of its chain. Thread-safe.
 
-    def __init__(self, geometry: Geometry, top: bytes, holder: Callable[[int], PageHolder]) -> None:
+    ``holder`` opens the image of a depth; None says that it is out of reach, which ends a walk there.
+    """
+
+    def __init__(self, geometry: Geometry, top: bytes, holder: Callable[[int], PageHolder | None]) -> None:
         self.geometry = geometry
         self.top = top
-        self._holder = holder
+        self.holder = holder
 
     def directory_record(self, level: int, page: int) -> bytes | None:
         """Return the 64 bytes that describe a page, or None when the tree has no such page."""
@@ -153,42 +164,80 @@ class ResolvedIndex:
         """Step from the page ``ancestor`` at level ``at`` towards ``page`` at ``level``."""
         geometry = self.geometry
         below = page >> geometry.page_bits * (at - 1 - level)
-        entry = unpack_record(record, 0)
-        if entry.state != State.PAGE:
+        state = record[STATE_AT]
+        if state != State.PAGE:
             blocks = geometry.blocks_in(at - 1, below)
-            return record[:RECORD_SIZE] + uniform_digest(at - 1, blocks, geometry.page_bits, entry.state)
-        raw = self._load(entry, at, ancestor)
-        position = (below - (ancestor << geometry.page_bits)) * DIRECTORY_RECORD_SIZE
-        return raw[position : position + DIRECTORY_RECORD_SIZE]
+            return record[:RECORD_SIZE] + uniform_digest(at - 1, blocks, geometry.page_bits, state)
+        return child_record(self.load(record, at, ancestor), below - (ancestor << geometry.page_bits))
 
     def leaf(self, page: int) -> bytes:
         """Return the block records of a leaf page, also when it is stored as one fill."""
         record = self.directory_record(0, page)
         if record is None:
             return b""
-        entry = unpack_record(record, 0)
-        if entry.state != State.PAGE:
+        if record[STATE_AT] != State.PAGE:
             return record[:RECORD_SIZE] * self.geometry.records_in(0, page)
-        return self._load(entry, 0, page)
+        return self.load(record, 0, page)
 
-    def _load(self, entry: Record, level: int, page: int) -> bytes:
-        return self._holder(entry.layer).page(entry, level, page, self.geometry.page_size(level, page))
+    def load(self, record: bytes, level: int, page: int) -> bytes:
+        """Return the raw bytes of the page that a directory record names, from the file that holds it.
+
+        Raises:
+            CorruptImageError: it is damaged, or a fill that the logical digest contradicts.
+            ChainError: that file is missing or another one.
+        """
+        depth = unpack_record(record, 0).layer
+        holder = self.holder(depth)
+        if holder is None:
+            raise LookupError(f"the image at depth {depth} is out of reach")
+        return holder.page(record, level, page, self.geometry.page_size(level, page))
+
+    def is_uniform(self, record: bytes, level: int, page: int) -> bool:
+        """Tell whether a fill that stands for a whole page is what the page's logical digest names."""
+        blocks = self.geometry.blocks_in(level, page)
+        return record[RECORD_SIZE:] == uniform_digest(
+            level, blocks, self.geometry.page_bits, record[STATE_AT]
+        )
+
+
+def child_record(raw: bytes, position: int) -> bytes:
+    """Return a directory record of a directory page."""
+    return raw[position * DIRECTORY_RECORD_SIZE : (position + 1) * DIRECTORY_RECORD_SIZE]
+
+
+def page_digest(raw: bytes, level: int) -> bytes:
+    """Logical digest of a page."""
+    return directory_digest(raw) if level else leaf_digest(raw)
+
+
+def has_legal_states(raw: bytes, level: int, depth: int) -> bool:
+    """Tell whether every state and layer of a page is legal in an image at ``depth``. Fast."""
+    step, states = record_size(level), _DIRECTORY_STATES if level else _LEAF_STATES
+    low, middle, high = (raw[STATE_AT + at :: step] for at in (1, 2, 3))
+    if not states.issuperset(raw[STATE_AT::step]) or high.count(0) != len(high):
+        return False
+    if middle.count(0) == len(middle):
+        return max(low) <= depth
+    return max(layer for layer in map(_join_bytes, low, middle)) <= depth
+
+
+def _join_bytes(low: int, high: int) -> int:
+    return low | high << 8
 
 
 def check_page(raw: bytes, level: int, depth: int, name: str) -> None:
-    """Prove that every record of a page is legal for an image at ``depth``.
+    """Prove that every record of a page is legal for an image at ``depth``, to the last byte.
 
     Raises:
         CorruptImageError: a state, layer or length that the format does not allow.
     """
-    allowed = {State.ZERO, State.UNUSED, State.BAD, State.PAGE if level else State.DATA}
+    legal = has_legal_states(raw, level, depth)
     for position in range(0, len(raw), record_size(level)):
         entry = unpack_record(raw, position)
         stored = entry.state in {State.PAGE, State.DATA}
-        if (
-            entry.state not in allowed
-            or entry.layer > depth
-            or (stored and not entry.length)
-            or (not stored and (entry.length or entry.offset or any(entry.digest)))
-        ):
-            raise CorruptImageError(f"{name}: index page of level {level} has an illegal record")
+        if stored:
+            legal &= entry.length > 0
+        else:
+            legal &= not (entry.length or entry.offset or any(entry.digest))
+    if not legal:
+        raise CorruptImageError(f"{name}: index page of level {level} has an illegal record")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from imageformat.codec import decode, digest
+from imageformat.codec import Codec, decode, decode_delta, digest
 from imageformat.device import check_range
 from imageformat.errors import (
     CorruptImageError,
@@ -18,21 +18,23 @@ from imageformat.formats.native.index import (
     EMPTY_TOP,
     Geometry,
     ResolvedIndex,
-    check_page,
-    directory_digest,
-    leaf_digest,
+    has_legal_states,
     logical_root,
+    page_digest,
     uniform_digest,
 )
+from imageformat.formats.native.lookup import FILLS, index_pieces
+from imageformat.formats.native.proof import index_faults
 from imageformat.formats.native.structs import (
     DIRECTORY_RECORD_SIZE,
     FOOTER_SIZE,
     FRAME_HEADER_SIZE,
+    FRAME_MAGIC,
     HEADER_SIZE,
     MAGIC,
+    MAX_BLOCK_SIZE,
     NO_UUID,
     RECORD_SIZE,
-    ROOT_SIZE,
     Footer,
     FrameHeader,
     FrameKind,
@@ -41,24 +43,24 @@ from imageformat.formats.native.structs import (
     State,
     fill_record,
     page_number,
-    unpack_ancestors,
+    peek_frame,
     unpack_footer,
     unpack_frame,
     unpack_header,
     unpack_record,
 )
-from imageformat.layer import Ancestor, BlockRef, DiskInfo, Fill, ImageInfo, Older, Piece
+from imageformat.layer import Ancestry, BlockRef, DiskInfo, ImageInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from imageformat.cache import BlockCache
     from imageformat.device import BlockDevice
-    from imageformat.layer import ImageLayer
+    from imageformat.layer import ImageLayer, LoadBlock, Piece
 
-_FILLS = {State.ZERO: Fill.ZERO, State.UNUSED: Fill.UNUSED, State.BAD: Fill.BAD}
 _MAX_GAP = 64 << 10
 _MAX_RUN = 4 << 20
+_SCAN_WINDOW = 1 << 20
 
 
 def probe(device: BlockDevice) -> bool:
@@ -84,6 +86,23 @@ def open_native(device: BlockDevice, name: str, cache: BlockCache) -> NativeLaye
         raise
 
 
+class _Wanted(NamedTuple):
+    """What a frame must be; an empty digest trusts the frame's own."""
+
+    kind: int
+    number: int
+    size: int
+    digest: bytes
+
+
+class _Difference(NamedTuple):
+    """A block that is stored as what differs from an older one."""
+
+    header: FrameHeader
+    older: BlockRef
+    packed: bytes
+
+
 class NativeLayer:
     """One opened native image. Any number of threads may call it at once. Source: docs/format.md."""
 
@@ -103,6 +122,7 @@ class NativeLayer:
         self._device = device
         self._cache = cache
         self._id = header.image_id.bytes
+        self._alone = ResolvedIndex(self.geometry, footer.top, self._holder)
         self._check_footer(header_digest)
         self.info = self._describe()
 
@@ -117,7 +137,7 @@ class NativeLayer:
             raise CorruptImageError(f"{self.name}: the footer contradicts the header")
         if not geometry.blocks:
             legal = footer.top == EMPTY_TOP
-        elif top.state in _FILLS:
+        elif top.state in FILLS:
             blocks, bits = geometry.blocks, geometry.page_bits
             logical = uniform_digest(geometry.height - 1, blocks, bits, top.state)
             legal = footer.top == fill_record(State(top.state), top.layer) + logical
@@ -163,143 +183,124 @@ class NativeLayer:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise CorruptImageError(f"{self.name}: the ORIGIN record is not JSON: {error}") from error
 
-    def ancestors(self) -> tuple[Ancestor, ...]:
+    def ancestors(self) -> Ancestry:
         """See `ImageLayer.ancestors`."""
         if not self.header.depth:
-            return ()
-        size = self.header.depth * (16 + ROOT_SIZE)
+            return Ancestry()
+        size = self.header.depth * Ancestry.ENTRY_SIZE
         record = Record(b"", self.footer.ancestors_offset, self.footer.ancestors_length, 0, 0)
-        raw = self._read_frame(record, FrameKind.ANCESTORS, 0, size, "the ancestor table")
-        table = unpack_ancestors(raw)
+        table = Ancestry(self._read_frame(record, FrameKind.ANCESTORS, 0, size, "the ancestor table"))
         if table[-1] != (self.header.parent_id, self.header.parent_root):
             raise CorruptImageError(f"{self.name}: the ancestor table does not end with the parent")
         return table
 
-    def page(self, record: Record, level: int, page: int, size: int) -> bytes:
-        """Return the proven raw bytes of an index page stored in this file, from the cache if there."""
+    def page(self, record: bytes, level: int, page: int, size: int) -> bytes:
+        """See `PageHolder.page`; from the cache if it is there. The image's own records are proven legal."""
         return self._cache.get(
-            (self._id, record, level, page, size),
-            lambda: self._read_frame(
-                record,
-                FrameKind.PAGE,
-                page_number(level, page),
-                size,
-                f"index page {page} of level {level}",
-            ),
+            (self._id, record, level, page, size), lambda: self._load_page(record, level, page, size)
         )
+
+    def _load_page(self, record: bytes, level: int, page: int, size: int) -> bytes:
+        what = f"index page {page} of level {level}"
+        number = page_number(level, page)
+        raw = self._read_frame(unpack_record(record, 0), FrameKind.PAGE, number, size, what)
+        if page_digest(raw, level) != record[RECORD_SIZE:]:
+            raise CorruptImageError(f"{self.name}: {what} is not what the root names")
+        if not has_legal_states(raw, level, self.header.depth):
+            raise CorruptImageError(f"{self.name}: {what} has an illegal record")
+        return raw
 
     def _read_frame(self, record: Record, kind: FrameKind, number: int, size: int, what: str) -> bytes:
         where = f"{self.name}: {what} at file offset {record.offset} is damaged"
         self._check_place(record.offset, record.length, where)
         stored = self._device.pread(record.offset, record.length)
-        return self._decode(stored, kind, number, size, record.digest, where)
+        return self._decode(stored, _Wanted(kind, number, size, record.digest), where)
 
     def _check_place(self, offset: int, length: int, where: str) -> None:
         longest = self.header.block_size + (DIRECTORY_RECORD_SIZE << self.header.page_bits)
-        longest = FRAME_HEADER_SIZE + max(longest, self.header.depth * (16 + ROOT_SIZE))
+        longest = FRAME_HEADER_SIZE + max(longest, self.header.depth * Ancestry.ENTRY_SIZE)
         if offset < HEADER_SIZE or length > longest or offset + length > self.footer.file_size - FOOTER_SIZE:
             raise CorruptImageError(f"{where}: it would lie outside the file")
 
-    def _decode(
-        self, stored: bytes | memoryview, kind: FrameKind, number: int, size: int, expected: bytes, where: str
-    ) -> bytes:
-        """Prove and decode one frame; an empty ``expected`` digest trusts the frame's own."""
-        try:
-            header, payload = unpack_frame(stored)
-            if (header.kind, header.number, header.raw_length) != (kind, number, size):
-                raise CorruptImageError("another frame stands there")
-            if header.image_id != self._id or header.digest != (expected or header.digest):
-                raise CorruptImageError("a frame of other content stands there")
-            raw = decode(header.codec, payload, size)
-            if digest(raw) != header.digest:
-                raise CorruptImageError("the decoded bytes do not match their checksum")
-        except CorruptImageError as error:
-            raise CorruptImageError(f"{where}: {error}") from error
-        return raw
+    def _decode(self, stored: bytes, frame: _Wanted, where: str) -> bytes:
+        """Prove and decode one frame that is no difference."""
+        with _Located(where):
+            header, payload = self._prove_stored(stored, frame)
+            return _prove_decoded(decode(header.codec, payload, frame.size), header)
 
-    def pieces(self, disk: int, offset: int, size: int) -> Iterator[Piece]:
+    def _prove_stored(self, stored: bytes | memoryview, frame: _Wanted) -> tuple[FrameHeader, bytes]:
+        header, payload = unpack_frame(stored)
+        if (header.kind, header.number, header.raw_length) != frame[:3]:
+            raise CorruptImageError("another frame stands there")
+        if header.image_id != self._id or header.digest != (frame.digest or header.digest):
+            raise CorruptImageError("a frame of other content stands there")
+        return header, payload
+
+    def pieces(
+        self,
+        disk: int,
+        offset: int,
+        size: int,
+        ancestor: Callable[[int], ImageLayer] | None = None,
+    ) -> Iterator[Piece]:
         """See `ImageLayer.pieces`."""
         if disk != 0:
             raise CorruptImageError(f"{self.name}: has one disk, not {disk + 1}")
         check_range(self.geometry.size, offset, size)
-        end = offset + size
-        while offset < end:
-            record, level, page = self._descend(offset // self.geometry.block_size)
-            span = self.geometry.span(level) * self.geometry.block_size
-            stop = min(end, (offset // span + 1) * span)
-            entry = unpack_record(record, 0)
-            if entry.state in _FILLS:
-                yield Piece(offset, stop - offset, _FILLS[State(entry.state)], 0)
-            elif entry.layer != self.header.depth:
-                self._check_layer(entry)
-                yield Piece(offset, stop - offset, Older(entry.layer), 0)
-            else:
-                raw = self.page(entry, 0, page, self.geometry.page_size(0, page))
-                yield from self._leaf_pieces(raw, page, offset, stop)
-            offset = stop
+        index = self._alone if ancestor is None else resolved_index(self, ancestor)
+        return index_pieces(index, self.name, offset, size)
 
-    def _descend(self, block: int) -> tuple[bytes, int, int]:
-        """Follow own pages towards the leaf of ``block``.
+    def _holder(self, depth: int) -> NativeLayer | None:
+        return self if depth == self.header.depth else None
 
-        Returns the deepest record that can be had here, the level of the page it stands in (so that
-        `Geometry.span` of it is what the record covers), and the number of the page it describes.
-        """
-        geometry, depth = self.geometry, self.header.depth
-        record = self.footer.top
-        for level in range(geometry.height - 1, -1, -1):
-            entry = unpack_record(record, 0)
-            page = block >> geometry.page_bits * (level + 1)
-            if entry.state != State.PAGE or entry.layer != depth or level == 0:
-                return record, level + 1, page
-            raw = self.page(entry, level, page, geometry.page_size(level, page))
-            below = block >> geometry.page_bits * level
-            position = (below - (page << geometry.page_bits)) * DIRECTORY_RECORD_SIZE
-            record = raw[position : position + DIRECTORY_RECORD_SIZE]
-        raise CorruptImageError(f"{self.name}: the index of an empty disk was asked for a block")
-
-    def _leaf_pieces(self, raw: bytes, page: int, offset: int, end: int) -> Iterator[Piece]:
-        geometry = self.geometry
-        first = page << geometry.page_bits
-        while offset < end:
-            block = offset // geometry.block_size
-            entry = unpack_record(raw, (block - first) * RECORD_SIZE)
-            start = block * geometry.block_size
-            raw_length = geometry.raw_length(block)
-            length = min(end, start + raw_length) - offset
-            if entry.state == State.DATA:
-                self._check_layer(entry)
-                ref = BlockRef(entry.layer, entry.offset, entry.length, block, raw_length, entry.digest)
-                yield Piece(offset, length, ref, offset - start)
-            elif entry.state in _FILLS:
-                yield Piece(offset, length, _FILLS[State(entry.state)], 0)
-            else:
-                raise CorruptImageError(f"{self.name}: the index has an illegal state for block {block}")
-            offset += length
-
-    def _check_layer(self, entry: Record) -> None:
-        if entry.state not in {State.DATA, State.PAGE} or entry.layer > self.header.depth:
-            raise CorruptImageError(f"{self.name}: the index has an illegal record")
-
-    def load(self, refs: Sequence[BlockRef]) -> tuple[bytes, ...]:
+    def load(self, refs: Sequence[BlockRef], reference: LoadBlock) -> tuple[bytes, ...]:
         """See `ImageLayer.load`."""
-        blocks: list[bytes] = []
-        position = 0
-        while position < len(refs):
-            run = _run_length(refs, position)
-            blocks.extend(self._load_run(refs[position : position + run]))
-            position += run
+        blocks = []
+        for ref, frame in self._stored(refs):
+            found = self._decode_block(ref, frame)
+            if not isinstance(found, bytes):
+                base = reference(found.older)
+                with _Located(self._where(ref)):
+                    found = _prove_decoded(decode_delta(found.packed, ref.raw_length, base), found.header)
+            blocks.append(found)
         return tuple(blocks)
 
-    def _load_run(self, refs: Sequence[BlockRef]) -> Iterator[bytes]:
-        for ref in refs:
-            self._check_place(ref.offset, ref.length, self._where(ref))
-        start = refs[0].offset
-        stored = memoryview(self._device.pread(start, refs[-1].offset + refs[-1].length - start))
-        for ref in refs:
-            frame = stored[ref.offset - start : ref.offset - start + ref.length]
-            yield self._decode(
-                frame, FrameKind.BLOCK, ref.block, ref.raw_length, ref.digest, self._where(ref)
-            )
+    def load_stored(self, ref: BlockRef) -> bytes | BlockRef:
+        """Return a block, or the older one that it is stored as a difference from.
+
+        Raises:
+            CorruptImageError: the frame is damaged.
+        """
+        ((_, frame),) = self._stored((ref,))
+        found = self._decode_block(ref, frame)
+        return found if isinstance(found, bytes) else found.older
+
+    def _stored(self, refs: Sequence[BlockRef]) -> Iterator[tuple[BlockRef, memoryview]]:
+        """Read frames, one range read per run of neighbours."""
+        position = 0
+        while position < len(refs):
+            run = refs[position : position + _run_length(refs, position)]
+            for ref in run:
+                self._check_place(ref.offset, ref.length, self._where(ref))
+            start = run[0].offset
+            stored = memoryview(self._device.pread(start, run[-1].offset + run[-1].length - start))
+            for ref in run:
+                yield ref, stored[ref.offset - start : ref.offset - start + ref.length]
+            position += len(run)
+
+    def _decode_block(self, ref: BlockRef, stored: memoryview) -> bytes | _Difference:
+        with _Located(self._where(ref)):
+            wanted = _Wanted(FrameKind.BLOCK, ref.block, ref.raw_length, ref.digest)
+            header, payload = self._prove_stored(stored, wanted)
+            if header.codec != Codec.DELTA:
+                return _prove_decoded(decode(header.codec, payload, ref.raw_length), header)
+            if len(payload) <= RECORD_SIZE:
+                raise CorruptImageError("the difference is shorter than what it names")
+            base = unpack_record(payload, 0)
+            if base.state != State.DATA or base.layer >= self.header.depth:
+                raise CorruptImageError("the difference stands on something that is not older")
+            older = ref._replace(layer=base.layer, offset=base.offset, length=base.length, digest=base.digest)
+            return _Difference(header, older, payload[RECORD_SIZE:])
 
     def _where(self, ref: BlockRef) -> str:
         return (
@@ -307,29 +308,11 @@ class NativeLayer:
             f"at file offset {ref.offset} is damaged"
         )
 
-    def prove(self) -> Iterator[str]:
-        """See `ImageLayer.prove`: every own page, its records and its logical digest."""
-        pending = [(self.footer.top, self.geometry.height - 1, 0)] if self.geometry.blocks else []
-        while pending:
-            record, level, page = pending.pop()
-            entry = unpack_record(record, 0)
-            if entry.state != State.PAGE or entry.layer != self.header.depth:
-                continue
-            try:
-                raw = self.page(entry, level, page, self.geometry.page_size(level, page))
-                check_page(raw, level, self.header.depth, self.name)
-            except CorruptImageError as error:
-                yield str(error)
-                continue
-            logical = directory_digest(raw) if level else leaf_digest(raw)
-            if logical != record[RECORD_SIZE:]:
-                yield f"{self.name}: index page {page} of level {level} is not what the root names"
-            if level:
-                first = page << self.geometry.page_bits
-                pending.extend(
-                    (raw[at : at + DIRECTORY_RECORD_SIZE], level - 1, first + at // DIRECTORY_RECORD_SIZE)
-                    for at in range(0, len(raw), DIRECTORY_RECORD_SIZE)
-                )
+    def prove(self, ancestor: Callable[[int], ImageLayer] | None = None) -> Iterator[str]:
+        """See `ImageLayer.prove`."""
+        depth = self.header.depth
+        parent = resolved_index(ancestor(depth - 1), ancestor) if ancestor is not None and depth else None
+        return index_faults(self._alone, parent, depth, self.name)
 
     def frames(self) -> Iterator[tuple[int, FrameHeader]]:
         """Yield (offset, header) of every intact frame by scanning the file, without the index.
@@ -343,10 +326,32 @@ class NativeLayer:
         self._device.close()
 
 
-def resolved_index(tip: ImageLayer, layer: Callable[[int], ImageLayer]) -> ResolvedIndex:
-    """Return the whole index of a native point; ``layer`` opens its ancestors by depth.
+class _Located:
+    """Adds the place to what is wrong with a frame."""
 
-    Raises:
+    __slots__ = ("_where",)
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, CorruptImageError):
+            raise CorruptImageError(f"{self._where}: {error}") from error
+
+
+def _prove_decoded(raw: bytes, header: FrameHeader) -> bytes:
+    if digest(raw) != header.digest:
+        raise CorruptImageError("the decoded bytes do not match their checksum")
+    return raw
+
+
+def native_layers(layer: Callable[[int], ImageLayer]) -> Callable[[int], NativeLayer]:
+    """Return ``layer`` for chains that hold native images only.
+
+    Raises (when called):
         UnsupportedFeatureError: an image of the chain is of another format.
     """
 
@@ -356,7 +361,17 @@ def resolved_index(tip: ImageLayer, layer: Callable[[int], ImageLayer]) -> Resol
             raise UnsupportedFeatureError(f"a chain cannot be continued on a {found.info.format} image")
         return found
 
-    top = native(tip.info.depth)
+    return native
+
+
+def resolved_index(tip: ImageLayer, layer: Callable[[int], ImageLayer]) -> ResolvedIndex:
+    """Return the whole index of a native point; ``layer`` opens its ancestors by depth.
+
+    Raises:
+        UnsupportedFeatureError: an image of the chain is of another format.
+    """
+    native = native_layers(layer)
+    top = tip if isinstance(tip, NativeLayer) else native(tip.info.depth)
     return ResolvedIndex(top.geometry, top.footer.top, native)
 
 
@@ -375,36 +390,33 @@ def _run_length(refs: Sequence[BlockRef], position: int) -> int:
 def scan_frames(device: BlockDevice, image_id: bytes) -> Iterator[tuple[int, FrameHeader]]:
     """Yield (offset, header) of every intact frame of an image, from the file alone.
 
-    Damaged parts are stepped over by searching the next frame header of the same image.
+    Damaged parts are stepped over by searching the next frame header of the same image. A length that a
+    damaged header claims is not believed beyond the largest block.
     """
-    from_offset = HEADER_SIZE
-    while from_offset + FRAME_HEADER_SIZE <= device.size:
-        header = _intact_frame(device, from_offset, image_id)
-        if header is None:
-            from_offset = _next_magic(device, from_offset + 1)
+    position, window, start = HEADER_SIZE, b"", 0
+    while position + FRAME_HEADER_SIZE <= device.size:
+        if position + FRAME_HEADER_SIZE > start + len(window):
+            start = position
+            window = device.pread(start, min(_SCAN_WINDOW, device.size - start))
+        found = window.find(FRAME_MAGIC, position - start)
+        if found < 0:
+            position = start + len(window) - len(FRAME_MAGIC) + 1
             continue
-        yield from_offset, header
-        from_offset += FRAME_HEADER_SIZE + header.payload_length
+        position = start + found
+        header = peek_frame(window[found : found + FRAME_HEADER_SIZE])
+        if header is not None:
+            intact = _is_intact(device, position, header, image_id)
+            if intact:
+                yield position, header
+            position += FRAME_HEADER_SIZE + header.payload_length if intact else 1
 
 
-def _intact_frame(device: BlockDevice, offset: int, image_id: bytes) -> FrameHeader | None:
-    lengths = device.pread(offset, FRAME_HEADER_SIZE)
-    payload_length = int.from_bytes(lengths[8:12], "little")
-    if lengths[:4] != b"MFfr" or offset + FRAME_HEADER_SIZE + payload_length > device.size:
-        return None
+def _is_intact(device: BlockDevice, offset: int, header: FrameHeader, image_id: bytes) -> bool:
+    length = FRAME_HEADER_SIZE + header.payload_length
+    if header.image_id != image_id or header.payload_length > MAX_BLOCK_SIZE or offset + length > device.size:
+        return False
     try:
-        header, _ = unpack_frame(device.pread(offset, FRAME_HEADER_SIZE + payload_length))
+        unpack_frame(device.pread(offset, length))
     except MountfsError:
-        return None
-    return header if header.image_id == image_id else None
-
-
-def _next_magic(device: BlockDevice, offset: int) -> int:
-    step = 1 << 20
-    while offset < device.size:
-        window = device.pread(offset, min(step, device.size - offset))
-        found = window.find(b"MFfr")
-        if found >= 0:
-            return offset + found
-        offset += max(1, len(window) - 3)
-    return device.size
+        return False
+    return True

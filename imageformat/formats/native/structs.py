@@ -14,10 +14,10 @@ from uuid import UUID
 
 from imageformat.codec import check64, digest
 from imageformat.errors import CorruptImageError, IncompleteImageError, UnsupportedFeatureError
-from imageformat.layer import Ancestor, ImageType
+from imageformat.layer import ImageType
 
 MAGIC = b"\x89MFI\r\n\x1a\n"
-VERSION = (0, 1)
+VERSION = (0, 2)
 HEADER_SIZE = 4096
 FOOTER_SIZE = 512
 FOOTER_MAGIC = b"MFI-END\n"
@@ -32,8 +32,11 @@ MAX_DISK_SIZE = 1 << 60
 MAX_DEPTH = 1024
 PAGE_BITS = 8
 
-KNOWN_INCOMPATIBLE = 0
-"""Incompatible features of this version: none yet."""
+DELTA_FRAMES = 1 << 0
+"""Incompatible feature: a block may be stored as what differs from an older version of it."""
+KNOWN_INCOMPATIBLE = DELTA_FRAMES
+DELTA_FRAMES_NAME = (1, b"\0\0sub-block deltas")
+"""Its name, as an extension record, for readers that lack it."""
 
 NO_UUID = UUID(int=0)
 NO_ROOT = bytes(ROOT_SIZE)
@@ -291,6 +294,8 @@ def _check_header(header: Header, name: str) -> None:
         and header.depth <= MAX_DEPTH
         and has_parent == (header.depth > 0)
         and has_parent == (header.type is not ImageType.FULL)
+        and (has_parent or header.parent_root == NO_ROOT)
+        and header.number > 0
         and header.image_id != NO_UUID
     )
     if not sane:
@@ -402,16 +407,3 @@ def peek_frame(data: bytes) -> FrameHeader | None:
 def page_number(level: int, page: int) -> int:
     """Return the frame number of an index page."""
     return level << 56 | page
-
-
-def pack_ancestors(ancestors: tuple[Ancestor, ...]) -> bytes:
-    """Return the raw bytes of the ancestor table, oldest first."""
-    return b"".join(ancestor.id.bytes + ancestor.root for ancestor in ancestors)
-
-
-def unpack_ancestors(raw: bytes) -> tuple[Ancestor, ...]:
-    """Parse the ancestor table."""
-    size = 16 + ROOT_SIZE
-    return tuple(
-        Ancestor(UUID(bytes=raw[at : at + 16]), raw[at + 16 : at + size]) for at in range(0, len(raw), size)
-    )

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.cache import BlockCache
-from imageformat.codec import Codec, digest, encode
+from imageformat.codec import Codec, digest, encode, encode_delta
 from imageformat.errors import VerificationError
 from imageformat.formats.native.builder import IndexBuilder
 from imageformat.formats.native.index import Geometry, ResolvedIndex, logical_root
@@ -21,17 +21,25 @@ from imageformat.formats.native.structs import (
     Header,
     Record,
     State,
-    pack_ancestors,
     pack_footer,
     pack_frame,
     pack_header,
+    pack_record,
     page_number,
 )
+from imageformat.layer import Ancestry
 
 if TYPE_CHECKING:
     from imageformat.device import BlockDevice
-    from imageformat.layer import Ancestor, ImageInfo
+    from imageformat.formats.native.older import OlderBlock
+    from imageformat.layer import ImageInfo
     from imageformat.storage import ObjectWriter
+
+NO_ANCESTORS = Ancestry()
+
+
+_CLEARLY_SMALLER = 8
+"""A difference below this part of a block is taken without trying whether the plain frame is smaller."""
 
 
 class EncodedBlock(NamedTuple):
@@ -43,10 +51,21 @@ class EncodedBlock(NamedTuple):
     frame: bytes
 
 
-def encode_block(image_id: bytes, block: int, raw: bytes, raw_digest: bytes, level: int) -> EncodedBlock:
-    """Compress and frame one block. Thread-safe."""
-    frame = _frame(image_id, FrameKind.BLOCK, block, raw, raw_digest, *encode(raw, level))
+def encode_block(
+    image_id: bytes, block: int, raw: bytes, raw_digest: bytes, level: int, older: OlderBlock | None = None
+) -> EncodedBlock:
+    """Compress and frame one block, as what differs from ``older`` when that is smaller. Thread-safe."""
+    codec, payload = _encode_difference(raw, older) if older is not None else (Codec.STORED, raw)
+    if len(payload) > len(raw) // _CLEARLY_SMALLER:
+        plain = encode(raw, level)
+        if len(plain[1]) <= len(payload):
+            codec, payload = plain
+    frame = _frame(image_id, FrameKind.BLOCK, block, raw, raw_digest, codec, payload)
     return EncodedBlock(block, raw_digest, len(raw), frame)
+
+
+def _encode_difference(raw: bytes, older: OlderBlock) -> tuple[Codec, bytes]:
+    return Codec.DELTA, pack_record(older.record) + encode_delta(raw, older.raw)
 
 
 def _frame(
@@ -68,7 +87,7 @@ class NativeWriter:
         target: ObjectWriter,
         header: Header,
         parent: ResolvedIndex | None = None,
-        ancestors: tuple[Ancestor, ...] = (),
+        ancestors: Ancestry = NO_ANCESTORS,
     ) -> None:
         self._target = target
         self._header = header
@@ -137,7 +156,7 @@ class NativeWriter:
         self._target.abort()
 
     def _append_table(self) -> int:
-        raw = pack_ancestors(self._ancestors)
+        raw = self._ancestors.packed
         frame = _frame(self.image_id, FrameKind.ANCESTORS, 0, raw, digest(raw), Codec.STORED, raw)
         self._target.append(frame)
         return len(frame)

@@ -1,4 +1,4 @@
-"""Write the golden images of format version 0.1: ``python -m golden.make_v0_1`` in the folder of the tests.
+"""Write the golden images of format version 0.2: ``python -m golden.make_v0_2`` in the folder of the tests.
 
 Golden files of a released version are never written again. Until the format is declared 1.0 it may change,
 and these files with it.
@@ -21,7 +21,7 @@ from imageformat.layer import ImageType
 from imageformat.repository import Repository
 from imageformat.storage.local import LocalStorage
 
-FOLDER = Path(__file__).parent / "v0.1"
+FOLDER = Path(__file__).parent / "v0.2"
 
 
 def main() -> None:
@@ -37,6 +37,9 @@ def main() -> None:
         (ImageType.INCREMENTAL, disks[0][: 5 * BLOCK + 1] + bytes(10 * BLOCK)),
         (ImageType.FULL, b""),
         (ImageType.INCREMENTAL, bytes(mixed_disk(chance, 2))),
+        (ImageType.FULL, disks[0]),
+        (ImageType.INCREMENTAL, touched(disks[0], b"once")),
+        (ImageType.INCREMENTAL, touched(disks[0], b"and again")),
     ):
         add_point(storage, disk, kind, sector=4096 if len(disks) > 3 else 512)
         disks.append(disk)
@@ -57,6 +60,11 @@ def first_disk(chance: random.Random) -> bytes:
     kinds = (chance.randbytes(16) * (BLOCK // 16), bytes(BLOCK), b"%d" % BLOCK * (BLOCK // 4))
     blocks = (chance.randbytes(BLOCK) if number % 60 == 0 else kinds[number % 3] for number in range(300))
     return b"".join(blocks) + chance.randbytes(100)
+
+
+def touched(disk: bytes, word: bytes) -> bytes:
+    """Return the disk with a word written into a block that does not compress: stored as a difference."""
+    return disk[:100] + word + disk[100 + len(word) :]
 
 
 def every_state(storage: LocalStorage) -> None:
