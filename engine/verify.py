@@ -7,6 +7,7 @@ files of all its ancestors are, and every link between them is.
 from __future__ import annotations
 
 import contextlib
+import enum
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from engine.pipeline import default_threads, ordered_map
 from imageformat.catalog import Proof
-from imageformat.errors import CorruptImageError, MountfsError, ParentMissingError
+from imageformat.errors import (
+    AccessDeniedError,
+    CorruptImageError,
+    MountfsError,
+    NotFoundError,
+    ParentMissingError,
+    StorageError,
+)
 from imageformat.layer import BlockRef, Lost
 
 if TYPE_CHECKING:
@@ -24,14 +32,26 @@ if TYPE_CHECKING:
     from imageformat.layer import ImageLayer, LoadBlock
     from imageformat.repository import Point, Repository
 
+_STORAGE_ERRORS = (StorageError, AccessDeniedError, NotFoundError)
 _BATCH = 16
 MAX_DAMAGES = 10_000
 """Listed one by one for each file; the rest is counted."""
 
 
+class Blame(enum.Enum):
+    """Where something that is wrong lies."""
+
+    IMAGE = "image"
+    """In the bytes of the file itself."""
+    CHAIN = "chain"
+    """In what the file stands on: an ancestor is missing, replaced or damaged."""
+    STORAGE = "storage"
+    """Outside of all images: the storage did not give the bytes, so nothing is known of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One thing that is wrong with an image file."""
+    """One thing that is wrong with an image file, or that kept it from being read."""
 
     message: str
     error: str
@@ -40,6 +60,7 @@ class Damage:
     disk_offset: int | None = None
     """First byte of the disk that cannot be had; None when the damage is not about a range."""
     length: int = 0
+    blame: Blame = Blame.IMAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +75,9 @@ class FileReport:
     damaged_count: int
     transient: int
     """Blocks that were wrong at first and right when read again: the medium or the memory is failing."""
+    unread: tuple[Damage, ...] = ()
+    """What the storage failed to give: no damage, but not proven either."""
+    unread_count: int = 0
 
 
 class VerifyProgress(NamedTuple):
@@ -72,13 +96,10 @@ class _Checked(NamedTuple):
 
 def points_of_chain(point: Point, points: Iterable[Point]) -> tuple[Point, ...]:
     """Return a point and the points it depends on, oldest first, as far as they are there."""
-    by_id = {other.info.id: other for other in points if other.info is not None}
-    line: list[Point] = []
-    current: Point | None = point
-    while current is not None and current not in line:
-        line.append(current)
-        parent = current.info.parent_id if current.info is not None else None
-        current = by_id.get(parent) if parent is not None else None
+    by_key = {other.key: other for other in points}
+    line = [point]
+    while (key := line[-1].parent_key) is not None and key in by_key:
+        line.append(by_key[key])
     return tuple(reversed(line))
 
 
@@ -91,18 +112,32 @@ def verify(
 ) -> Iterator[FileReport]:
     """Verify image files one after the other, yielding a report for each; never stops at an error.
 
-    The outcome is remembered in the catalogue.
+    The outcome is remembered in the catalogue, unless the storage failed.
     """
     total = sum(point.size for point in points)
     done = 0
+    proven: set[str] = set()
     for point in points:
         advance = partial(_advance, report, point, done, total)
-        outcome = verify_file(repository, point, threads=threads, advance=advance)
+        outcome = verify_file(repository, point, threads=threads, advance=advance, proven=proven)
         done += point.size
         report(VerifyProgress(point, done, total))
-        if point.info is not None:
-            repository.record_proof(point, Proof(time.time_ns(), outcome.damaged_count))
+        _remember(repository, outcome)
         yield outcome
+
+
+def _remember(repository: Repository, outcome: FileReport) -> None:
+    """Keep what is now known of the file itself; what it stands on has its own proof.
+
+    With a wrong chain the file's own blocks say nothing of the point, so an older proof is forgotten.
+    """
+    own = outcome.damaged_count - sum(1 for damage in outcome.damages if damage.blame is Blame.CHAIN)
+    if own:
+        repository.record_proof(outcome.point, Proof(time.time_ns(), own))
+    elif outcome.damages:
+        repository.record_proof(outcome.point, None)
+    elif not outcome.unread:
+        repository.record_proof(outcome.point, Proof(time.time_ns(), 0))
 
 
 def _advance(
@@ -112,50 +147,108 @@ def _advance(
 
 
 def verify_file(
-    repository: Repository, point: Point, *, threads: int = 0, advance: Callable[[int], None] = lambda _: None
+    repository: Repository,
+    point: Point,
+    *,
+    threads: int = 0,
+    advance: Callable[[int], None] = lambda _: None,
+    proven: set[str] | None = None,
 ) -> FileReport:
-    """Verify one image file: its links, its own index, and every block that it stores."""
-    damages: list[Damage] = []
+    """Verify one image file: its links, its own index, and every block that it stores.
+
+    ``proven`` holds the keys of files whose links are proven already; this one's is added when its are.
+    """
+    found: list[Damage] = []
     if point.problem is not None:
-        damages.append(_damage(point.problem.to_error()))
+        blame = Blame.IMAGE if point.info is None else Blame.CHAIN
+        found.append(_damage(point.problem.to_error(), blame=blame))
     if point.info is None:
-        return FileReport(point, 0, 0, tuple(damages), len(damages), 0)
-    chain: Chain | None = None
+        return _report(point, found)
     try:
-        if point.problem is None:
-            chain = repository.chain(point)
-            chain.prove()
         layer = repository.fresh_layer(point)
     except MountfsError as error:
-        damages.append(_damage(error))
-        return FileReport(point, 0, 0, tuple(damages), len(damages), 0)
+        found.append(_damage(error))
+        return _report(point, found)
     with contextlib.closing(layer):
-        damages.extend(
-            _damage(CorruptImageError(message)) for message in layer.prove(chain.layer if chain else None)
-        )
-        return _verify_layer(layer, chain, damages, threads, advance, point)
+        chain = None
+        if point.problem is None:
+            chain = _proven_chain(repository, point, layer, found, proven if proven is not None else set())
+        return _verify_layer(layer, chain, point, found, threads, advance)
+
+
+def _proven_chain(
+    repository: Repository, point: Point, layer: ImageLayer, found: list[Damage], proven: set[str]
+) -> Chain | None:
+    """Open the chain and prove the whole line of ancestors; None, and why, when it is not right.
+
+    Of a parent whose line is proven, only the link to it is: it says that the parent's ancestors are this
+    file's as well, so that nothing else is left.
+    """
+    try:
+        layer.ancestors()
+    except MountfsError as error:
+        found.append(_damage(error))
+        return None
+    try:
+        chain = repository.chain(point)
+        if point.parent_key in proven:
+            chain.layer(chain.depth - 1)
+        else:
+            chain.prove()
+    except MountfsError as error:
+        found.append(_damage(error, blame=Blame.CHAIN))
+        return None
+    proven.add(point.key)
+    return chain
 
 
 def _verify_layer(
     layer: ImageLayer,
     chain: Chain | None,
-    damages: list[Damage],
+    point: Point,
+    found: list[Damage],
     threads: int,
     advance: Callable[[int], None],
-    point: Point,
 ) -> FileReport:
-    check = partial(_check, layer, _reference_in(chain))
+    found.extend(_wrong_pages(layer, chain))
     blocks = stored = transient = 0
-    batches = _batches(layer, damages)
+    check = partial(_check, layer, _reference_in(chain))
+    batches = _batches(layer, found)
     with contextlib.closing(ordered_map(check, batches, threads=threads or default_threads())) as results:
         for checked in results:
             blocks += len(checked.refs) - len(checked.damages)
             stored += sum(ref.length for ref in checked.refs)
             transient += checked.transient
-            damages.extend(checked.damages)
+            found.extend(checked.damages)
             advance(stored)
-    unique = _unique(damages)
-    return FileReport(point, blocks, stored, unique[:MAX_DAMAGES], len(unique), transient)
+    return _report(point, found, blocks, stored, transient)
+
+
+def _report(
+    point: Point, found: list[Damage], blocks: int = 0, stored: int = 0, transient: int = 0
+) -> FileReport:
+    """Tell what is damaged from what the storage did not give."""
+    unique = _unique(found)
+    unread = tuple(damage for damage in unique if damage.blame is Blame.STORAGE)
+    damages = tuple(damage for damage in unique if damage.blame is not Blame.STORAGE)
+    return FileReport(
+        point,
+        blocks,
+        stored,
+        damages[:MAX_DAMAGES],
+        len(damages),
+        transient,
+        unread[:MAX_DAMAGES],
+        len(unread),
+    )
+
+
+def _wrong_pages(layer: ImageLayer, chain: Chain | None) -> Iterator[Damage]:
+    try:
+        for message in layer.prove(chain.layer if chain is not None else None):
+            yield _damage(CorruptImageError(message))
+    except MountfsError as error:
+        yield _damage(error)
 
 
 def _unique(damages: list[Damage]) -> tuple[Damage, ...]:
@@ -176,7 +269,7 @@ def _batches(layer: ImageLayer, damages: list[Damage]) -> Iterator[tuple[BlockRe
         for piece in layer.pieces(number, 0, disk.size):
             source = piece.source
             if isinstance(source, Lost):
-                damages.append(_damage(CorruptImageError(source.message), piece.offset, piece.length))
+                damages.append(_damage(source.error, piece.offset, piece.length))
             elif isinstance(source, BlockRef) and source.layer == own:
                 pending.append(source)
                 if len(pending) == _BATCH:
@@ -225,15 +318,25 @@ def _check_singly(layer: ImageLayer, reference: LoadBlock, refs: tuple[BlockRef,
     return _Checked(refs, tuple(damages), 0 if damages or elsewhere else 1)
 
 
-def _damage(error: MountfsError, offset: int | None = None, length: int = 0) -> Damage:
-    return Damage(str(error), type(error).__name__, error.exit_code, offset, length)
+def _damage(
+    error: MountfsError, offset: int | None = None, length: int = 0, *, blame: Blame = Blame.IMAGE
+) -> Damage:
+    if isinstance(error, _STORAGE_ERRORS):
+        blame = Blame.STORAGE
+    return Damage(str(error), type(error).__name__, error.exit_code, offset, length, blame)
 
 
 def worst_exit_code(reports: Iterable[FileReport]) -> int:
     """Return the exit code of a verification: 0, or the gravest error's.
 
-    Damage outweighs a missing parent, which outweighs an unfinished image.
+    Damage outweighs a storage that failed, which outweighs a missing parent (it may lie in what could not
+    be read), which outweighs an unfinished image.
     """
-    codes = {damage.exit_code for report in reports for damage in report.damages}
-    order = (CorruptImageError.exit_code, ParentMissingError.exit_code)
+    codes = {damage.exit_code for report in reports for damage in (*report.damages, *report.unread)}
+    order = (
+        CorruptImageError.exit_code,
+        StorageError.exit_code,
+        AccessDeniedError.exit_code,
+        ParentMissingError.exit_code,
+    )
     return next((code for code in order if code in codes), max(codes, default=0))

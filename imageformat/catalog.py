@@ -46,6 +46,7 @@ class CatalogEntry(msgspec.Struct, frozen=True):
     fingerprint: str
     info: ImageInfo | None
     problem: Problem | None = None
+    """Never remembered: the next look may be by another user, with another version, on a better day."""
     proof: Proof | None = None
 
 
@@ -60,7 +61,7 @@ def decode_catalog(data: bytes | None) -> dict[str, CatalogEntry]:
         return {}
     try:
         file = msgspec.json.decode(data, type=_File)
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return {}
     return {entry.key: entry for entry in file.entries} if file.version == _VERSION else {}
 

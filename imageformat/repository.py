@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 from imageformat.cache import BlockCache
 from imageformat.catalog import CatalogEntry, Problem, Proof, decode_catalog, encode_catalog
 from imageformat.chain import Chain
-from imageformat.errors import MountfsError, NotFoundError, ParentMissingError
+from imageformat.errors import MountfsError, NotFoundError, ParentMismatchError, ParentMissingError
 from imageformat.formats import image_formats, open_image
+from imageformat.layer import Ancestor
 from imageformat.lineage import Member, standings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from imageformat.layer import Ancestor, ImageInfo, ImageLayer
+    from imageformat.layer import ImageInfo, ImageLayer
     from imageformat.lineage import Standing
     from imageformat.storage import ObjectInfo, Storage
 
@@ -43,6 +44,14 @@ class Point:
     """This file, or one that it stands on, is known to be damaged."""
     chain_verified: bool = False
     """This file and all that it stands on were verified and found right."""
+
+    parent_key: str | None = None
+    """Of the file that it stands on; None for a full image, and when that is not there."""
+
+    @property
+    def badness(self) -> tuple[bool, bool, bool]:
+        """Sort key: of copies of one image, the best comes first."""
+        return self.problem is not None, self.chain_damaged, not self.chain_verified
 
     @property
     def file_name(self) -> str:
@@ -104,7 +113,8 @@ class Repository:
         self._also = also
         self._layers: dict[str, ImageLayer] = {}
         self._replaced: list[ImageLayer] = []
-        self._sets: dict[str, ImageSet] = {}
+        self._best: dict[str, dict[Ancestor, Point]] = {}
+        """By set: the file to take for each image; of copies, the best."""
         self._lock = threading.RLock()
 
     def sets(self) -> tuple[ImageSet, ...]:
@@ -122,15 +132,15 @@ class Repository:
         for stored in self._objects(prefix):
             if stored.key.endswith(suffixes) or stored.key == self._also:
                 entry = known.get(stored.key)
-                if entry is None or entry.fingerprint != stored.fingerprint:
+                if entry is None or entry.fingerprint != stored.fingerprint or entry.problem:
                     entry = self._examine(stored)
                 entries.append((stored, entry))
-        current = [entry for _, entry in entries]
+        current = [entry for _, entry in entries if entry.problem is None]
         if current != list(known.values()):
             self.storage.save_cache(prefix, encode_catalog(current))
         result = ImageSet(name, prefix, _order(name, entries))
         with self._lock:
-            self._sets[name] = result
+            self._best[name] = _best_by_identity(result.points)
         return result
 
     def _objects(self, prefix: str) -> list[ObjectInfo]:
@@ -149,12 +159,17 @@ class Repository:
         layer.close()
         return CatalogEntry(stored.key, stored.fingerprint, info)
 
-    def record_proof(self, point: Point, proof: Proof) -> None:
-        """Remember the outcome of a verification, bound to the file as it is now."""
+    def record_proof(self, point: Point, proof: Proof | None) -> None:
+        """Remember the outcome of a verification, or forget what was known (None).
+
+        It is bound to the file as it is now, unless that is another image than the one verified.
+        """
         prefix = point.key[: -len(point.file_name)]
         known = decode_catalog(self.storage.load_cache(prefix))
         entry = known.get(point.key)
-        if entry is not None:
+        if entry is None or entry.info is None or point.info is None or entry.proof == proof:
+            return
+        if (entry.info.id, entry.info.root) == (point.info.id, point.info.root):
             known[point.key] = CatalogEntry(entry.key, entry.fingerprint, entry.info, entry.problem, proof)
             self.storage.save_cache(prefix, encode_catalog(list(known.values())))
 
@@ -162,7 +177,7 @@ class Repository:
         """Open the image file of a point, or return it when that very image is open already."""
         with self._lock:
             known = self._layers.get(point.key)
-            if known is not None and (point.info is None or known.info.id == point.info.id):
+            if known is not None and (point.info is None or _identity(known.info) == _identity(point.info)):
                 return known
             layer = open_image(self.storage.open(point.key), point.file_name, self.cache)
             if known is not None:
@@ -188,10 +203,21 @@ class Repository:
         return Chain(self.layer(point), lambda ancestor: self._find(point.set_name, ancestor))
 
     def _find(self, set_name: str, ancestor: Ancestor) -> ImageLayer:
-        image_set = self._sets.get(set_name) or self.image_set(set_name)
-        for point in image_set.points:
-            if point.info is not None and point.info.id == ancestor.id:
-                return self.layer(point)
+        """Open the file that holds an ancestor: the one with its id and its root.
+
+        Raises:
+            ParentMissingError, ParentMismatchError: there is none, or only another with its id.
+        """
+        if set_name not in self._best:
+            self.image_set(set_name)
+        best = self._best[set_name]
+        point = best.get(ancestor)
+        if point is not None:
+            return self.layer(point)
+        if any(other.id == ancestor.id for other in best):
+            raise ParentMismatchError(
+                f"set {set_name}: image {ancestor.id} was replaced by one of other content; put its file back"
+            )
         raise ParentMissingError(
             f"set {set_name}: image {ancestor.id} cannot be read or is missing; put its file back"
         )
@@ -206,24 +232,45 @@ class Repository:
         self.storage.close()
 
 
+def _identity(info: ImageInfo) -> Ancestor:
+    """Return what a child knows its ancestor by."""
+    return Ancestor(info.id, info.root)
+
+
+def _best_by_identity(points: Sequence[Point]) -> dict[Ancestor, Point]:
+    best: dict[Ancestor, Point] = {}
+    for point in points:
+        if point.info is not None:
+            rival = best.setdefault(_identity(point.info), point)
+            if point.badness < rival.badness:
+                best[_identity(point.info)] = point
+    return best
+
+
 def _order(set_name: str, entries: Sequence[tuple[ObjectInfo, CatalogEntry]]) -> tuple[Point, ...]:
     readable = [entry for _, entry in entries if entry.info is not None]
     judged = standings([Member(entry.info, entry.proof) for entry in readable if entry.info is not None])
     standing = {entry.key: verdict for entry, verdict in zip(readable, judged, strict=True)}
-    points = [_point(set_name, stored, entry, standing.get(entry.key)) for stored, entry in entries]
+    keys = [entry.key for entry in readable]
+    points = [_point(set_name, stored, entry, standing.get(entry.key), keys) for stored, entry in entries]
     return tuple(sorted(points, key=_point_order))
 
 
-def _point(set_name: str, stored: ObjectInfo, entry: CatalogEntry, standing: Standing | None) -> Point:
+def _point(
+    set_name: str, stored: ObjectInfo, entry: CatalogEntry, standing: Standing | None, keys: Sequence[str]
+) -> Point:
+    if standing is None:
+        return Point(set_name, entry.key, stored.size, entry.info, entry.problem, entry.proof)
     return Point(
         set_name,
         entry.key,
         stored.size,
         entry.info,
-        entry.problem or (standing.problem if standing is not None else None),
+        entry.problem or standing.problem,
         entry.proof,
-        chain_damaged=standing is not None and standing.damaged,
-        chain_verified=standing is not None and standing.verified,
+        chain_damaged=standing.damaged,
+        chain_verified=standing.verified,
+        parent_key=keys[standing.parent] if standing.parent is not None else None,
     )
 
 

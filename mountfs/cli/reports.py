@@ -116,12 +116,16 @@ def damage_result(damage: Damage, files: Sequence[str]) -> dict[str, object]:
 
 
 def show_damages(out: Renderer, reports: Sequence[FileReport], files: Mapping[Damage, Sequence[str]]) -> None:
-    """Print what is wrong, file by file."""
+    """Print what is wrong and what could not be read, file by file."""
     for report in reports:
-        for damage in report.damages[:MAX_SHOWN]:
-            out.line(f"DAMAGED  {damage.message}")
-            for name in files.get(damage, ()):
-                out.line(f"         belongs to {name}")
-        hidden = report.damaged_count - min(len(report.damages), MAX_SHOWN)
-        if hidden > 0:
-            out.line(f"         and {hidden} more in {report.point.key}; --json lists them")
+        for label, found, count in (
+            ("DAMAGED ", report.damages, report.damaged_count),
+            ("NOT READ", report.unread, report.unread_count),
+        ):
+            for damage in found[:MAX_SHOWN]:
+                out.line(f"{label} {damage.message}")
+                for name in files.get(damage, ()):
+                    out.line(f"         belongs to {name}")
+            hidden = count - min(len(found), MAX_SHOWN)
+            if hidden > 0:
+                out.line(f"         and {hidden} more in {report.point.key}; --json lists them")

@@ -98,6 +98,8 @@ def test_of_two_right_parents_the_undamaged_is_taken() -> None:
     parent = image(1)
     members = [Member(parent, DAMAGED), Member(parent, CLEAN), Member(image(2, parent), CLEAN)]
     assert standings(members)[2] == Standing(None, 1, damaged=False, verified=True)
+    members[:2] = [Member(parent), Member(parent, CLEAN)]
+    assert standings(members)[2].verified, "the verified is better than the unknown"
     broken = dataclasses.replace(image(3, image(1)), id=parent.id, root=parent.root, depth=0)
     assert standings([Member(broken), Member(parent), Member(image(2, parent))])[2].parent == 1
 

@@ -10,6 +10,7 @@ import pytest
 
 from engine.backup import BackupOptions, backup
 from engine.devices.source import open_source
+from imageformat.device import BlockDevice
 from imageformat.errors import AmbiguousNameError, NotFoundError, UsageError
 from imageformat.layer import ImageType
 from imageformat.repository import ImageSet, Repository
@@ -176,3 +177,32 @@ def test_a_place_is_a_repository_a_set_or_a_file(original: Path, tmp_path: Path)
     shutil.copy(first, lone)
     assert open_location(str(lone)).point().number == 1
     assert [path.name for path in lone.parent.iterdir()] == ["image.bin"], "no catalogue beside a lone file"
+
+
+class CountingStorage(LocalStorage):
+    """Tells which files were opened."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.opened: list[str] = []
+
+    def open(self, key: str) -> BlockDevice:
+        self.opened.append(key)
+        return super().open(key)
+
+
+def test_with_a_right_catalogue_only_what_is_read_is_opened(place: Path) -> None:
+    (place / "set" / ".catalog.json").unlink(missing_ok=True)
+    storage = CountingStorage(place)
+    repository = Repository(storage)
+    first = repository.image_set("set")
+    assert storage.opened == sorted(point.key for point in first.points), "each once"
+    storage.opened.clear()
+    assert repository.image_set("set") == first
+    assert storage.opened == [], "a listing asks the catalogue"
+    repository.chain(first.points[1])
+    repository.chain(first.points[1])
+    assert storage.opened == [first.points[1].key], "a point is opened without its ancestors"
+    repository.chain(first.points[1]).prove()
+    assert storage.opened == [first.points[1].key, first.points[0].key]
+    repository.close()

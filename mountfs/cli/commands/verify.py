@@ -30,6 +30,7 @@ def run(out: Renderer, place: Place, point: PointName = None, at: At = None, thr
     """Read every block, decode it, compare it with its checksum, and prove the links of the chain.
 
     All errors are listed, each with the place on the disk and the files that the damaged block belongs to.
+    What the storage does not give is no damage: it is listed as not read, and the rest is verified.
     """
     with Session(parse_name(place).path, read_ahead=False) as session:
         points = chosen_points(session, parse_name(place, point=point, at=at))
@@ -49,7 +50,10 @@ def run(out: Renderer, place: Place, point: PointName = None, at: At = None, thr
     damaged = sum(1 for report in reports if report.damages)
     blocks = sum(report.blocks for report in reports)
     summary = f"{counted(len(reports), 'image')}, {counted(blocks, 'block')}, {format_size(total)} read: "
-    out.line(summary + (f"{counted(damaged, 'image')} damaged" if damaged else "everything is right"))
+    unread = sum(1 for report in reports if report.unread)
+    wrong = [f"{counted(damaged, 'image')} damaged"] if damaged else []
+    wrong += [f"{counted(unread, 'image')} could not be read"] if unread else []
+    out.line(summary + (", ".join(wrong) or "everything is right"))
     return worst_exit_code(reports)
 
 
@@ -84,13 +88,15 @@ def _tell(out: Renderer, report: FileReport, files: FilesByDamage) -> None:
             "transient_errors": report.transient,
             "damaged": report.damaged_count,
             "damages": [damage_result(damage, named.get(damage, ())) for damage in report.damages],
+            "unread": report.unread_count,
+            "failures": [damage_result(failure, ()) for failure in report.unread],
         }
     )
     if report.transient:
         out.warning(
             f"{report.point.key}: {report.transient} reads were wrong once: the medium may be failing"
         )
-    if report.damages:
+    if report.damages or report.unread:
         show_damages(out, (report,), named)
     else:
         out.line(f"ok       {report.point.key}: {counted(report.blocks, 'block')}")
