@@ -127,13 +127,24 @@ def compare(
     done = 0
     with contextlib.closing(_proven(view, threads, ((0, view.size),))) as pieces:
         for extent, data in pieces:
-            for start in range(extent.offset, extent.end, _STEP):
-                length = min(_STEP, extent.end - start)
+            for start, length in _to_be_read(target, extent):
                 got = target.pread(start, length)
-                expected = bytes(length) if data is None else data
+                at = start - extent.offset
+                expected = bytes(length) if data is None else data[at : at + length]
                 if xxhash.xxh3_128_digest(got) != xxhash.xxh3_128_digest(expected):
                     raise VerificationError(
                         f"the target gives back other bytes at offset {start}: it is failing; do not use it"
                     )
             done += extent.length
             report(RestoreProgress("compare", done, view.size))
+
+
+def _to_be_read(target: BlockDevice, extent: Extent) -> Iterator[tuple[int, int]]:
+    """Cut a range into steps; where zeros are expected, the holes of the target need no reading."""
+    ranges = [extent]
+    if extent.kind in {ExtentKind.ZERO, ExtentKind.UNUSED}:
+        there = target.extents(extent.offset, extent.length)
+        ranges = [part for part in there if part.kind is not ExtentKind.ZERO]
+    for part in ranges:
+        for start in range(part.offset, part.end, _STEP):
+            yield start, min(_STEP, part.end - start)

@@ -171,38 +171,39 @@ def verify_file(
         found.append(_damage(error))
         return _report(point, found)
     with contextlib.closing(layer):
-        chain = _proven_chain(repository, point, layer, found, proven if proven is not None else set())
-        found.extend(_wrong_pages(layer, chain))
-        return _verify_blocks(layer, chain, point, found, threads, advance)
+        chain = None
+        if point.problem is None:
+            chain = _proven_chain(repository, point, layer, found, proven if proven is not None else set())
+        return _verify_layer(layer, chain, point, found, threads, advance)
 
 
 def _proven_chain(
     repository: Repository, point: Point, layer: ImageLayer, found: list[Damage], proven: set[str]
 ) -> Chain | None:
-    """Prove the whole line of ancestors; of a parent whose line is proven, only the link to it.
+    """Open the chain and prove the whole line of ancestors; None, and why, when it is not right.
 
-    The link says that the parent's ancestors are this file's as well, so that nothing else is left. None,
-    with the reason in ``found``, when the line is wrong.
+    Of a parent whose line is proven, only the link to it is: it says that the parent's ancestors are this
+    file's as well, so that nothing else is left.
     """
-    if point.problem is not None:
-        return None
-    blame = Blame.IMAGE
     try:
         layer.ancestors()
-        blame = Blame.CHAIN
+    except MountfsError as error:
+        found.append(_damage(error))
+        return None
+    try:
         chain = repository.chain(point)
         if point.parent_key in proven:
             chain.layer(chain.depth - 1)
         else:
             chain.prove()
     except MountfsError as error:
-        found.append(_damage(error, blame=blame))
+        found.append(_damage(error, blame=Blame.CHAIN))
         return None
     proven.add(point.key)
     return chain
 
 
-def _verify_blocks(
+def _verify_layer(
     layer: ImageLayer,
     chain: Chain | None,
     point: Point,
@@ -210,8 +211,9 @@ def _verify_blocks(
     threads: int,
     advance: Callable[[int], None],
 ) -> FileReport:
-    check = partial(_check, layer, _reference_in(chain))
+    found.extend(_wrong_pages(layer, chain))
     blocks = stored = transient = 0
+    check = partial(_check, layer, _reference_in(chain))
     batches = _batches(layer, found)
     with contextlib.closing(ordered_map(check, batches, threads=threads or default_threads())) as results:
         for checked in results:
@@ -244,10 +246,10 @@ def _report(
 
 def _wrong_pages(layer: ImageLayer, chain: Chain | None) -> Iterator[Damage]:
     try:
-        for message in layer.prove(chain.layer if chain else None):
+        for message in layer.prove(chain.layer if chain is not None else None):
             yield _damage(CorruptImageError(message))
     except MountfsError as error:
-        yield _damage(error, blame=Blame.CHAIN if chain else Blame.IMAGE)
+        yield _damage(error, blame=Blame.CHAIN if chain is not None else Blame.IMAGE)
 
 
 def _unique(damages: list[Damage]) -> tuple[Damage, ...]:
@@ -261,14 +263,14 @@ def _unique(damages: list[Damage]) -> tuple[Damage, ...]:
 
 
 def _batches(layer: ImageLayer, found: list[Damage]) -> Iterator[tuple[BlockRef, ...]]:
-    """Yield the frames that the layer holds itself; a part of the index that fails is noted and passed."""
+    """Yield the frames that the layer holds itself; a damaged part of the index is noted and passed."""
     own = layer.info.depth
     for number in range(len(layer.info.disks)):
         pending: list[BlockRef] = []
         for piece in _pieces(layer, number, found):
             source = piece.source
             if isinstance(source, Lost):
-                found.append(_damage(CorruptImageError(source.message), piece.offset, piece.length))
+                found.append(_damage(source.error, piece.offset, piece.length))
             elif isinstance(source, BlockRef) and source.layer == own:
                 pending.append(source)
                 if len(pending) == _BATCH:
@@ -279,7 +281,7 @@ def _batches(layer: ImageLayer, found: list[Damage]) -> Iterator[tuple[BlockRef,
 
 
 def _pieces(layer: ImageLayer, number: int, found: list[Damage]) -> Iterator[Piece]:
-    """Describe a whole disk, stepping over what the storage does not give of the index."""
+    """Describe a whole disk, stepping over a part of the index that is refused."""
     disk = layer.info.disks[number]
     step = disk.block_size * _CHUNK_BLOCKS
     offset = 0

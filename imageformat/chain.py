@@ -92,7 +92,7 @@ class Chain:
                     older.append((source.layer, piece.offset, piece.length))
                     break
                 if isinstance(source, Lost):
-                    raise CorruptImageError(source.message)
+                    raise source.error
                 yield piece.offset, piece.length, source, piece.skip
             pending += older
 

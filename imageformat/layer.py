@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from imageformat.cache import BlockCache
     from imageformat.device import BlockDevice
+    from imageformat.errors import MountfsError
 
 
 class ImageType(enum.Enum):
@@ -48,10 +49,10 @@ class Older(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """The layer's index is damaged there: what the range holds cannot be known from it. Never zeros."""
+    """The layer's index is damaged or unreadable there: what the range holds cannot be known. Never zeros."""
 
-    message: str
-    """What is damaged, and where."""
+    error: MountfsError
+    """What is wrong, and where; for whoever needs the range."""
 
 
 class Ancestor(NamedTuple):

@@ -6,6 +6,7 @@ error at that byte, never zeros.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engine.devices import ioctl, sysfs
+from engine.devices.holes import file_extents
 from engine.devices.sysfs import LOCAL, SystemRoots
 from imageformat.device import check_range
 from imageformat.errors import AccessDeniedError, MountfsError, NotFoundError, SourceReadError
-from imageformat.extent import Extent, ExtentKind, coalesce
+from imageformat.extent import Extent, ExtentKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 DEFAULT_SECTOR_SIZE = 512
 
 _GONE = frozenset({errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM, errno.ESTALE, errno.ENOTCONN})
-_NO_HOLES = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,39 +86,25 @@ class SourceDevice:
         check_range(self.size, offset, size)
         if self.identity.kind != "file":
             return iter((Extent(offset, size, ExtentKind.DATA),) if size else ())
-        return coalesce(self._file_extents(offset, offset + size))
+        return self._file_extents(offset, size)
 
-    def _file_extents(self, position: int, end: int) -> Iterator[Extent]:
-        while position < end:
-            data = min(self._seek(position, os.SEEK_DATA), end)
-            if data > position:
-                yield Extent(position, data - position, ExtentKind.ZERO)
-            if data < end:
-                hole = min(self._seek(data, os.SEEK_HOLE), end)
-                yield Extent(data, hole - data, ExtentKind.DATA)
-                data = hole
-            position = data
-
-    def _seek(self, position: int, whence: int) -> int:
-        """First data or hole from ``position`` on; the end of the device when there is none."""
+    def _file_extents(self, offset: int, size: int) -> Iterator[Extent]:
         try:
-            found = os.lseek(self._fd, position, whence)
+            for extent in file_extents(self._fd, self.size, offset, size):
+                # What lies behind the end of a file that was cut short looks like a hole, and is lost data.
+                if os.fstat(self._fd).st_size < self.size:
+                    raise self._shrunk(os.fstat(self._fd).st_size)
+                yield extent
         except OSError as error:
-            if error.errno in _NO_HOLES:
-                return position if whence == os.SEEK_DATA else self.size
-            if error.errno != errno.ENXIO:
-                raise self._read_error(position, error) from error
-            found = self.size
-        # What lies behind the end of a file that was cut short looks like a hole, and is lost data.
-        if os.fstat(self._fd).st_size < self.size:
-            raise self._shrunk(os.fstat(self._fd).st_size)
-        return found
+            raise self._read_error(offset, error) from error
 
     def close(self) -> None:
         """See `BlockDevice.close`."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            # Of a file on a mount that died, closing fails as well; it is closed all the same.
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
     def _read_error(self, offset: int, error: OSError) -> SourceReadError:
         where = f"{self.identity.path} at byte {offset} (sector {offset // self.sector_size})"

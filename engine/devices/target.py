@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from engine.devices import ioctl
 from engine.devices.guards import TargetFacts, device_identity, file_identity, target_facts
+from engine.devices.holes import file_extents
 from engine.devices.sysfs import LOCAL, SystemRoots
 from imageformat.device import WritableDevice, check_range
 from imageformat.errors import (
@@ -234,6 +235,14 @@ class FileTarget(_DescriptorDevice):
         self._facts = facts
         self._part = part_path(facts.path)
         self._written_end = 0
+
+    def extents(self, offset: int, size: int) -> Iterator[Extent]:
+        """See `BlockDevice.extents`; the holes of the file are ZERO, all else is DATA."""
+        check_range(self.size, offset, size)
+        try:
+            return file_extents(self._fd, self.size, offset, size)
+        except OSError as error:
+            raise _failure("read back", self.path, offset, error) from error
 
     @classmethod
     def create(cls, facts: TargetFacts, size: int, *, sector_size: int) -> FileTarget:

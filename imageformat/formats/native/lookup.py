@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imageformat.errors import CorruptImageError
+from imageformat.errors import CorruptImageError, StorageError
 from imageformat.formats.native.index import STATE_AT, child_record
 from imageformat.formats.native.structs import RECORD_SIZE, State, unpack_record
 from imageformat.layer import BlockRef, Fill, Lost, Older, Piece
@@ -44,13 +44,14 @@ def _descend(index: ResolvedIndex, name: str, block: int) -> tuple[bytes | Fill 
         if entry.state != State.PAGE:
             if index.is_uniform(record, level, page):
                 return FILLS[State(entry.state)], level + 1
-            return Lost(f"{name}: index page {page} of level {level} is not what the root names"), level + 1
+            what = f"{name}: index page {page} of level {level} is not what the root names"
+            return Lost(CorruptImageError(what)), level + 1
         if index.holder(entry.layer) is None:
             return Older(entry.layer), level + 1
         try:
             raw = index.load(record, level, page)
-        except CorruptImageError as error:
-            return Lost(str(error)), level + 1
+        except (CorruptImageError, StorageError) as error:
+            return Lost(error), level + 1
         if level == 0:
             return raw, 1
         record = child_record(raw, (block >> bits * level) - (page << bits))
