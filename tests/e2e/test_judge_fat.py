@@ -247,7 +247,9 @@ def test_the_first_point_is_what_was_put_in(cards: History, system: str) -> None
 def test_what_is_marked_read_only_cannot_be_written(cards: History, system: str) -> None:
     before, after = cards.volume(1, system) / "lower.txt", cards.volume(2, system) / "lower.txt"
     assert before.stat().st_mode & 0o222 == after.stat().st_mode & 0o222 | 0o200
-    assert (cards.volume(2, system) / "folder with a long name" / "torn to pieces.bin").stat().st_size == 400_000
+    assert (
+        cards.volume(2, system) / "folder with a long name" / "torn to pieces.bin"
+    ).stat().st_size == 400_000
 
 
 @pytest.fixture(scope="module")
