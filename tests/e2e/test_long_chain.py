@@ -13,7 +13,8 @@ from support.content import mixture, noise
 from support.points import Kept, digest_of
 from support.product import mounted, mountfs
 
-DISK, BLOCK = 1 << 20, 4096
+DISK, BLOCK = 3 << 20, 4096
+"""Three pages of the index, most of which are an older image's at any point."""
 FEW_FILES = 64
 """Open files that a command may have at once; usual are 1024, for chains of up to a thousand images."""
 
@@ -43,7 +44,7 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     kept = Kept(source, folder / "repository")
     for number in range(request.param):
         with source.open("r+b") as disk:
-            disk.seek(number * 7 * BLOCK % DISK)
+            disk.seek(number * 7 % (DISK // BLOCK) * BLOCK)
             disk.write(noise(number, BLOCK))
         kept.back_up(block_size=BLOCK)
     return Long(kept, request.param)
