@@ -94,7 +94,6 @@ def test_a_missing_link_breaks_what_stands_on_it_and_no_more(chain: Long, tmp_pa
     chain.kept.check_nothing_else()
 
 
-@pytest.mark.xfail(reason="every image of the chain stays open", strict=True)
 def test_a_chain_longer_than_files_may_be_open(chain: Long, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (FEW_FILES, limits[1]))
