@@ -266,7 +266,6 @@ def test_a_source_whose_block_cannot_be_read(made: Made, repository: Path, tmp_p
     mountfs("backup", made.disk, target, "--set", "disk").ok()
 
 
-@pytest.mark.xfail(reason="closing it fails as well, and hides the error", strict=True)
 @pytest.mark.fuse
 @pytest.mark.root
 def test_a_source_that_vanishes(tmp_path: Path) -> None:

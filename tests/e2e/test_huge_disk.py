@@ -197,7 +197,6 @@ def test_the_work_of_a_restore_does_not_grow(huge: Huge, tmp_path: Path) -> None
     assert same
 
 
-@pytest.mark.xfail(reason="what was made a hole is read back and compared, MiB by MiB", strict=True)
 def test_a_checked_restore_does_not_read_the_holes(
     huge: Huge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
