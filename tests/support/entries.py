@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -67,10 +68,7 @@ def _entry(path: bytes) -> dict[str, Any]:
         "ctime_ns": status.st_ctime_ns,
         "device": (os.major(status.st_rdev), os.minor(status.st_rdev)),
         "inode": status.st_ino,
-        "xattrs": {
-            name: os.getxattr(path, name, follow_symlinks=False)
-            for name in os.listxattr(path, follow_symlinks=False)
-        },
+        "xattrs": _xattrs(path),
     }
     if kind != "directory":
         entry["size"] = status.st_size
@@ -80,6 +78,16 @@ def _entry(path: bytes) -> dict[str, Any]:
     if kind == "symlink":
         entry["target"] = os.readlink(path)  # noqa: PTH115 (the same)
     return entry
+
+
+def _xattrs(path: bytes) -> dict[str, bytes]:
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return {}
+    return {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
 
 
 def as_mounted(entries: Entries) -> Entries:

@@ -39,7 +39,7 @@ def environment_for_everyone() -> dict[str, str]:
     folder = Path(tempfile.mkdtemp(prefix="everyone-"))
     folder.chmod(0o755)
     libraries = folder / "libraries"
-    unneeded = shutil.ignore_patterns("mypy*", "ruff*", "pip*", "hypothesis*", "coverage*", "__pycache__")
+    unneeded = shutil.ignore_patterns("mypy*", "ruff*", "pip*", "hypothesis*", "coverage*")
     shutil.copytree(sysconfig.get_paths()["purelib"], libraries, symlinks=True, ignore=unneeded)
     for part in _PARTS:
         shutil.copytree(REPOSITORY / part, folder / part)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _PATIENCE = 10.0
+_FUSE = {"ntfs-3g": "ntfs-3g", "exfat-fuse": "mount.exfat-fuse"}
+"""File systems that are mounted by a driver of their own."""
 
 
 @contextlib.contextmanager
@@ -66,7 +68,7 @@ def partition_folders(device: str) -> list[Path]:
 def kernel_mount(
     device: str, file_system: str, *, read_only: bool = True, options: tuple[str, ...] = ()
 ) -> Iterator[Path]:
-    """Mount a device; the folder. ``ntfs-3g`` goes through its FUSE driver."""
+    """Mount a device; the folder. ``ntfs-3g`` and ``exfat-fuse`` are programs."""
     require_root()
     folder = Path(tempfile.mkdtemp(prefix="mnt-"))
     try:
@@ -87,8 +89,8 @@ def mounted_at(
 ) -> Iterator[None]:
     """Mount a device over an existing folder."""
     given = ",".join(("ro" if read_only else "rw", *options))
-    if file_system == "ntfs-3g":
-        run("ntfs-3g", "-o", given, device, folder)
+    if file_system in _FUSE:
+        run(_FUSE[file_system], "-o", given, device, folder)
     else:
         run("mount", "-t", file_system, "-o", given, device, folder)
     try:
