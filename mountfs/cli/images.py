@@ -48,6 +48,8 @@ def _one_selector(*selectors: str | None) -> str | None:
     given = [selector for selector in selectors if selector is not None]
     if len(given) > 1:
         raise UsageError("the point is named twice; use one of @POINT, --point and --at")
+    if given == [""]:
+        raise UsageError("the point is empty: name a number, an id, a time or latest, or leave out the @")
     return given[0] if given else None
 
 

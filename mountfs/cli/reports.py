@@ -115,13 +115,18 @@ def damage_result(damage: Damage, files: Sequence[str]) -> dict[str, object]:
     }
 
 
-def show_damages(out: Renderer, reports: Sequence[FileReport], files: Mapping[Damage, Sequence[str]]) -> None:
-    """Print what is wrong, file by file."""
+def show_damages(
+    out: Renderer, reports: Sequence[FileReport], files: Mapping[Damage, Sequence[str]], *, after: str = ""
+) -> None:
+    """Print what is wrong, file by file; ``after`` is said of all that is wrong with each."""
     for report in reports:
         for damage in report.damages[:MAX_SHOWN]:
-            out.line(f"DAMAGED  {damage.message}")
+            named = report.point.file_name in damage.message
+            out.line(f"DAMAGED  {damage.message if named else f'{report.point.key}: {damage.message}'}")
             for name in files.get(damage, ()):
                 out.line(f"         belongs to {name}")
         hidden = report.damaged_count - min(len(report.damages), MAX_SHOWN)
         if hidden > 0:
             out.line(f"         and {hidden} more in {report.point.key}; --json lists them")
+        if after:
+            out.line(f"         {after}")
