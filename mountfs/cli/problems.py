@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from imageformat.repository import Point
 from imageformat.selection import problem_error
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
+
+    from imageformat.repository import Point
 
 
 class Cause(NamedTuple):

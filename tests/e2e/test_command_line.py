@@ -12,6 +12,9 @@ import pytest
 from mountfs import __version__
 from mountfs.cli.__main__ import COMMANDS
 from support.product import environment, mountfs
+from support.requirements import REPOSITORY
+
+DOCUMENT = (REPOSITORY / "docs" / "cli.md").read_text("utf-8")
 
 
 def test_version() -> None:
@@ -26,10 +29,26 @@ def test_help_names_every_command_and_says_the_same_as_the_command() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help(name: str) -> None:
-    text = mountfs(name, "--help").out.decode()
+def test_every_command_has_help_with_examples_as_documented(name: str) -> None:
+    text = mountfs(name, "--help", env=environment(COLUMNS="80")).out.decode()
     assert "--json" in text
     assert "--verbose" in text
+    assert f"Examples:\n    mountfs {name}" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"```\n{text}```\n" in DOCUMENT, "docs/cli.md has another text"
+
+
+def test_a_person_who_types_no_command_sees_the_help() -> None:
+    done = mountfs(code=2)
+    assert done.out == mountfs("--help").out
+    assert done.err == ""
+    assert b"..." not in done.out.partition(b"Commands:")[2], "every summary is whole"
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("ls", "--help"), ("--version",), ()])
+def test_help_that_cannot_be_written(arguments: tuple[str, ...]) -> None:
+    shell = ["sh", "-c", 'exec "$@" >/dev/full', "sh"]
+    assert "no space" in mountfs(*arguments, prefix=shell, code=41).err.lower()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A time names the newest point at or before the end of what it states: a day, an hour, a minute, a second."""
+"""A time names the newest point at or before the end of what it states: a day, an hour, a minute."""
 
 from __future__ import annotations
 

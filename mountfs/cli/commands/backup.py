@@ -48,6 +48,12 @@ BlockSize = Annotated[
 Level = Annotated[int, typer.Option("--level", min=1, max=19, help="zstd level.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Read the new image back and verify every block.")]
 
+EXAMPLES = """\
+mountfs backup /dev/sdb /backups            first full, then increments
+mountfs backup disk.img repo --type diff    all changes since the last full
+mountfs backup /dev/sdb2 /backups --set root --verify
+"""
+
 
 @command
 def run(

@@ -42,6 +42,11 @@ SpecialBits = Annotated[bool, typer.Option("--special-bits", help="Keep setuid, 
 SpecialFiles = Annotated[bool, typer.Option("--special-files", help="Make FIFOs, sockets and device nodes.")]
 PARTIAL_EXIT = 13
 
+EXAMPLES = """\
+mountfs cp /backups/sdb@3:2/home/ada .    a folder and all in it
+mountfs cp /backups/sdb:2/etc/fstab /backups/sdb:1 out/
+"""
+
 
 @command
 def run(

@@ -28,6 +28,11 @@ _CHAIN = (
     Column("id"),
 )
 
+EXAMPLES = """\
+mountfs info /backups/sdb                    the latest point
+mountfs info /backups/sdb --at 2026-11-20    the last of that day
+"""
+
 
 @command
 def run(out: Renderer, image: Image, point: PointName = None, at: At = None) -> None:

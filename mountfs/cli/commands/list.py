@@ -11,8 +11,8 @@ import typer
 from imageformat.repository import ImageSet, Point
 from mountfs.cli.command import At, PointName, command
 from mountfs.cli.images import parse_name
-from mountfs.cli.render import Cell, Column, Renderer, format_size, format_time
 from mountfs.cli.problems import problem_lines
+from mountfs.cli.render import Cell, Column, Renderer, format_size, format_time
 from mountfs.cli.reports import point_result
 from mountfs.session import Session
 
@@ -34,6 +34,11 @@ _COLUMNS = (
     Column("id"),
     Column("state"),
 )
+
+EXAMPLES = """\
+mountfs list /backups               every point of every set
+mountfs list /backups/sdb@latest    one point
+"""
 
 
 @command

@@ -30,6 +30,11 @@ _LONG = (
     Column("name"),
 )
 
+EXAMPLES = """\
+mountfs ls /backups/sdb               the partitions of the latest point
+mountfs ls -l /backups/sdb@3:2/etc    a folder of the second partition
+"""
+
 
 @command
 def run(out: Renderer, inside: Inside, long: Long = False, point: PointName = None, at: At = None) -> None:

@@ -39,6 +39,12 @@ Umask = Annotated[
 AllowOther = Annotated[bool, typer.Option("--allow-other", help="Let other users of this machine in.")]
 CacheSize = Annotated[int, typer.Option("--cache", min=1, metavar="MIB", help="Memory for decoded blocks.")]
 
+EXAMPLES = """\
+mountfs mount /backups mnt               all points of all sets
+mountfs mount /backups/sdb@3 mnt         one point
+mountfs mount /backups/sdb mnt --disk    only disk.img, for qemu or losetup
+"""
+
 
 @command
 def run(

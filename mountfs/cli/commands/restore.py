@@ -33,6 +33,11 @@ TargetName = Annotated[
 ]
 Check = Annotated[bool, typer.Option("--verify", help="Read everything back and compare.")]
 
+EXAMPLES = """\
+mountfs restore /backups/sdb@3 /dev/sdc --verify
+mountfs restore /backups/sdb@3:2 partition.img    only the second partition
+"""
+
 
 @command
 def run(

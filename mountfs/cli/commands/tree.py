@@ -18,6 +18,11 @@ Depth = Annotated[
     int | None, typer.Option("--depth", "-d", min=1, help="How deep; default: all.", show_default=False)
 ]
 
+EXAMPLES = """\
+mountfs tree /backups/sdb@3:2/etc
+mountfs tree --depth 2 /backups/sdb
+"""
+
 
 @command
 def run(out: Renderer, inside: Inside, depth: Depth = None, point: PointName = None, at: At = None) -> None:

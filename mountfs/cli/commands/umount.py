@@ -14,6 +14,11 @@ from mountfs.mounts import unmount
 MountPoint = Annotated[Path, typer.Argument(metavar="DIR", help="Where it is mounted.", show_default=False)]
 Lazy = Annotated[bool, typer.Option("--lazy", "-z", help="Detach it now, even when it is in use.")]
 
+EXAMPLES = """\
+mountfs umount mnt
+mountfs umount --lazy mnt    now, although something uses it
+"""
+
 
 @command
 def run(out: Renderer, mountpoint: MountPoint, lazy: Lazy = False) -> None:

@@ -27,6 +27,11 @@ Place = Annotated[
     ),
 ]
 
+EXAMPLES = """\
+mountfs verify /backups          every image
+mountfs verify /backups/sdb@3    what point 3 depends on, and nothing else
+"""
+
 
 @command
 def run(out: Renderer, place: Place, point: PointName = None, at: At = None, threads: Threads = 0) -> int:
