@@ -77,6 +77,7 @@ def choose_part(view: BlockDevice, inner: str | None, sector_size: int) -> Block
 
     Raises:
         NotFoundError: there is none of that name.
+        MountfsError: the partition table cannot be read.
         UsageError: it names something inside a partition.
     """
     wanted = (inner or "").strip("/")
@@ -84,11 +85,13 @@ def choose_part(view: BlockDevice, inner: str | None, sector_size: int) -> Block
         return view
     if "/" in wanted:
         raise UsageError(f"'{wanted}' lies inside a partition; copy files with: mountfs cp")
-    volumes = read_layout(view, file_system_drivers(), sector_size).volumes
-    for volume in volumes:
+    layout = read_layout(view, file_system_drivers(), sector_size)
+    for volume in layout.volumes:
         if wanted in {str(volume.number), volume.name.decode("utf-8", "replace")}:
             return Slice(view, volume.offset, volume.size)
-    known = ", ".join(volume.name.decode("utf-8", "replace") for volume in volumes) or "none"
+    if layout.failure is not None:
+        raise layout.failure
+    known = ", ".join(volume.name.decode("utf-8", "replace") for volume in layout.volumes) or "none"
     raise NotFoundError(f"the image has no partition '{wanted}'; it has: {known}")
 
 
