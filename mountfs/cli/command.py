@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
     from mountfs.cli.render import Renderer
 
 JSON_FLAG = "--json"
+
+
+def path(text: str) -> Path:
+    """Take a path as it is: for ``parser=`` of an argument.
+
+    By itself typer would look at what is there. That hangs on a mount whose server does, and calls it a
+    wrong argument when access is denied.
+    """
+    return Path(text)
+
 
 _COMMON = {
     "json": Annotated[bool, typer.Option(JSON_FLAG, help="For programs: JSON, one object a line.")],

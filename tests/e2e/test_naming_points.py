@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from imageformat.errors import NotFoundError, ParentMissingError, UsageError
-from support.product import Ran, mounted, mountfs
+from support.product import mounted, mountfs
 
 MIB = 1 << 20
 
@@ -39,11 +37,6 @@ def repo(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "repo"
 
 
-def results(done: Ran) -> list[dict[str, Any]]:
-    told = [json.loads(line) for line in done.out.splitlines()]
-    return [line for line in told if line["type"] == "result"]
-
-
 def listed(*arguments: str | Path) -> list[int]:
     found = mountfs("list", *arguments, "--json").facts
     return [point["number"] for image_set in found["sets"] for point in image_set["points"]]
@@ -62,7 +55,7 @@ def test_no_command_ignores_the_point_that_was_named(
     shown = mountfs("list", place, *options).out.decode().splitlines()
     assert [line.split()[1] for line in shown[1:]] == ["2"]
     assert mountfs("info", place, *options, "--json").facts["number"] == 2
-    verified = results(mountfs("verify", place, *options, "--json"))
+    verified = mountfs("verify", place, *options, "--json").results
     assert [report["number"] for report in verified] == [1, 2]
     assert mountfs("cat", f"{place}:0/day", *options).out == b"day 2\n"
     assert b"day" in mountfs("ls", f"{place}:0", *options).out

@@ -20,7 +20,7 @@ from imageformat.repository import Point, Repository
 from imageformat.selection import holds_images, select_point
 from imageformat.storage.local import LocalStorage
 from mountfs import __version__
-from mountfs.cli.command import Threads, command
+from mountfs.cli.command import Threads, command, path
 from mountfs.cli.render import Renderer, counted, format_duration, format_size
 from mountfs.cli.reports import backup_result, show_damages
 
@@ -30,7 +30,10 @@ Source = Annotated[
     str, typer.Argument(metavar="SOURCE", help="Disk, partition or image file.", show_default=False)
 ]
 Repo = Annotated[
-    Path, typer.Argument(metavar="REPO", help="Folder for the images; made if missing.", show_default=False)
+    Path,
+    typer.Argument(
+        parser=path, metavar="REPO", help="Folder for the images; made if missing.", show_default=False
+    ),
 ]
 SetName = Annotated[
     str | None, typer.Option("--set", metavar="NAME", help="Name of the set; default: that of the source.")

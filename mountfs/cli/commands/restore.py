@@ -14,7 +14,7 @@ from engine.restore import RestoreProgress, RestoreResult, restore
 from imageformat.device import BlockDevice, Slice
 from imageformat.errors import MountfsError, NotConfirmedError, NotFoundError, UsageError
 from imageformat.repository import Point
-from mountfs.cli.command import At, PointName, Threads, Yes, command
+from mountfs.cli.command import At, PointName, Threads, Yes, command, path
 from mountfs.cli.images import opened_point, parse_inner
 from mountfs.cli.render import Renderer, format_duration, format_size
 from mountfs.session import Session, file_system_drivers
@@ -29,7 +29,10 @@ ImageOrPart = Annotated[
     ),
 ]
 TargetName = Annotated[
-    Path, typer.Argument(metavar="TARGET", help="Disk, partition or file to write.", show_default=False)
+    Path,
+    typer.Argument(
+        parser=path, metavar="TARGET", help="Disk, partition or file to write.", show_default=False
+    ),
 ]
 Check = Annotated[bool, typer.Option("--verify", help="Read everything back and compare.")]
 
