@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 
 from imageformat.errors import MountError, MountPointError
 from mountfs import mounts
+from mountfs.fusesession import KEEP_VOLATILE_S
 from mountfs.mounts import MountState, abort, list_mounts, unmount
-from support.product import mountfs
+from support.product import command_line, environment, mountfs
 
 pytestmark = [pytest.mark.fuse, pytest.mark.xdist_group("mounts")]
 
@@ -67,6 +69,25 @@ def test_a_mount_whose_server_hangs_does_not_hang_the_command(tmp_path: Path) ->
         finally:
             abort(ours(tmp_path)[0])
             reader.wait(20)
+
+
+def test_a_server_that_stands_still_does_not_hang_the_command(tmp_path: Path) -> None:
+    """The kernel forgets the top of a repository after a second; whoever looks at it then waits for ever."""
+    disk, folder = tmp_path / "disk.img", tmp_path / "mnt"
+    disk.write_bytes(bytes(1 << 20))
+    folder.mkdir()
+    mountfs("backup", disk, tmp_path / "repo")
+    command = command_line("mount", "--foreground", tmp_path / "repo", folder)
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE) as server:
+        assert b"is mounted" in server.stderr.readline()
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            time.sleep(KEEP_VOLATILE_S + 0.2)
+            mountfs("umount", folder, patience=20)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+    assert not is_mounted(folder)
+    assert server.returncode == 0
 
 
 def ours(folder: Path) -> list[mounts.MountRecord]:

@@ -95,7 +95,7 @@ def mountfs(
     It may not hang, show a traceback, or write raw control characters. ``prefix`` is a command line that
     runs it: ``setpriv ...``, ``strace ...``.
     """
-    with subprocess.Popen(
+    process = subprocess.Popen(
         [*prefix, *command_line(*arguments, measured=measured)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -103,12 +103,12 @@ def mountfs(
         env=env or environment(),
         cwd=cwd,
         start_new_session=True,
-    ) as process:
-        try:
-            out, told = process.communicate(timeout=patience)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            pytest.fail(f"mountfs {arguments} hangs")
+    )
+    try:
+        out, told = process.communicate(timeout=patience)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # and do not wait: on a dead mount it may stay for ever
+        pytest.fail(f"mountfs {arguments} hangs")
     err = told.decode(errors="replace")
     peak = 0
     if measured:
