@@ -152,14 +152,14 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
         time.sleep(0.02)
 
 
-def clear_stale() -> list[MountRecord]:
-    """Detach every mount whose server died, and return those that are gone now.
+def clear_stale(below: Path = Path("/")) -> list[MountRecord]:
+    """Detach every mount at or below a folder whose server died, and return those that are gone now.
 
     Mounts of other users are left alone. A mount that is only slow to answer is not touched: see `abort`.
     """
     cleared = []
     for record in list_mounts():
-        if record.state is not MountState.STALE:
+        if record.state is not MountState.STALE or not record.mountpoint.is_relative_to(below):
             continue
         try:
             unmount(record.mountpoint, lazy=True)
