@@ -5,6 +5,7 @@ A restore must not overwrite the image it reads, and a backup must not grow the 
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -152,8 +153,8 @@ def _overlay_folders(options: tuple[str, ...]) -> tuple[Path, ...]:
 
 
 def _nearest_existing(path: str) -> Path:
-    """The path, or the first folder above it that exists."""
+    """The path, or the first folder above it that this user can see."""
     candidate = Path(path).absolute()
-    while not candidate.exists() and candidate != candidate.parent:
+    while not os.path.exists(candidate) and candidate != candidate.parent:  # noqa: PTH110 - never raises
         candidate = candidate.parent
     return candidate

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from imageformat.errors import InterruptedByUserError, MountfsError, UsageError
+from imageformat.errors import AccessDeniedError, InterruptedByUserError, MountfsError, UsageError
 from mountfs import __version__
 from mountfs.cli import interrupts
 from mountfs.cli.command import renderer_for
@@ -75,6 +75,10 @@ def run(arguments: list[str]) -> int:
         return _fail(arguments, error)
     except KeyboardInterrupt:
         return _fail(arguments, InterruptedByUserError("interrupted; nothing half-done was left behind"))
+    except PermissionError as error:
+        return _fail(
+            arguments, AccessDeniedError(f"{error.filename or error}: permission denied to this user")
+        )
     except MemoryError:
         return _fail(arguments, MountfsError("out of memory; try --threads 1 or a smaller --cache"))
     except Exception as error:  # noqa: BLE001 (the last line of defence: a bug must not look like a crash)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -119,7 +120,7 @@ def check_places(device: SourceDevice, repository: Path, out: Renderer) -> None:
         raise RepositoryInsideSourceError(
             f"{repository} lies on {device.identity.path}, which is being imaged; use another disk"
         )
-    if repository.is_dir() and holds_images(repository):
+    if os.path.isdir(repository) and holds_images(repository):  # noqa: PTH112 - never raises
         raise UsageError(
             f"{repository} is a set, not a repository; name the folder above it: {repository.parent}"
         )

@@ -92,7 +92,7 @@ def run(
     if target.endswith("/"):
         make_folder(Path(target))
     groups = [list(group) for _, group in groupby(names, key=lambda name: (name.path, name.selector))]
-    if len(groups) > 1 and not Path(target).is_dir():
+    if len(groups) > 1 and not os.path.isdir(target):  # noqa: PTH112 - never raises
         raise UsageError(f"{target} is not a folder; several things can only be copied into a folder")
     copied = [_copy(out, group, Path(target), options) for group in groups]
     raise_first(out, [error for _, failures in copied for error in failures])

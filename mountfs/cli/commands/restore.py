@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +13,7 @@ from engine.restore import RestoreProgress, RestoreResult, restore
 from imageformat.device import BlockDevice, Slice
 from imageformat.errors import MountfsError, NotConfirmedError, NotFoundError, UsageError
 from imageformat.repository import Point
-from mountfs.cli.command import At, PointName, Threads, Yes, command, path
+from mountfs.cli.command import At, PointName, Threads, Yes, command
 from mountfs.cli.images import opened_point, parse_inner
 from mountfs.cli.render import Renderer, format_duration, format_size
 from mountfs.session import Session, file_system_drivers
@@ -29,10 +28,7 @@ ImageOrPart = Annotated[
     ),
 ]
 TargetName = Annotated[
-    Path,
-    typer.Argument(
-        parser=path, metavar="TARGET", help="Disk, partition or file to write.", show_default=False
-    ),
+    str, typer.Argument(metavar="TARGET", help="Disk, partition or file to write.", show_default=False)
 ]
 Check = Annotated[bool, typer.Option("--verify", help="Read everything back and compare.")]
 
@@ -59,14 +55,16 @@ def run(
     mebibyte is written last, so that an interrupted restore never looks bootable.
     """
     name = parse_inner(image, point=point, at=at)
+    if target.endswith("/"):
+        raise UsageError(f"{target} names a folder; name a disk, a partition or a file")
     with opened_point(name, read_ahead=False) as (session, chosen):
         view = session.view(chosen)
         part = choose_part(view, name.inner, view.sector_size)
-        facts = target_facts(str(target), image_files(session, chosen))
+        facts = target_facts(target, image_files(session, chosen))
         check_target(facts, part.size)
         if facts.kind != "new file":
             confirm(out, facts, chosen, part.size, yes=yes)
-        opened = open_target(str(target), part.size, sector_size=view.sector_size, expected=facts)
+        opened = open_target(target, part.size, sector_size=view.sector_size, expected=facts)
         try:
             result = _restore(out, part, opened, threads, check=check)
             opened.commit()
@@ -149,12 +147,12 @@ def _restore(out: Renderer, part: BlockDevice, target: Target, threads: int, *, 
         return restore(part, target, threads=threads, check=check, report=report)
 
 
-def _tell(out: Renderer, chosen: Point, target: Path, result: RestoreResult) -> None:
+def _tell(out: Renderer, chosen: Point, target: str, result: RestoreResult) -> None:
     out.result(
         {
             "set": chosen.set_name,
             "point": chosen.info.number if chosen.info else None,
-            "target": str(target),
+            "target": target,
             "size": result.size,
             "written": result.written,
             "verified": result.verified,
