@@ -6,16 +6,23 @@ import importlib
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
-from imageformat.errors import AccessDeniedError, InterruptedByUserError, MountfsError, UsageError
+from imageformat.errors import (
+    AccessDeniedError,
+    InterruptedByUserError,
+    MountfsError,
+    NotFoundError,
+    UsageError,
+)
 from mountfs import __version__
 from mountfs.cli import interrupts
 from mountfs.cli.command import renderer_for
 from mountfs.cli.render import OutputClosedError, run_to_exit_code
-from mountfs.cli.render.streams import written_to_output
+from mountfs.cli.render.streams import flush_output, written_to_output
 
 COMMANDS = {
     "backup": "Image a disk, a partition or an image file.",
@@ -68,26 +75,37 @@ def run(arguments: list[str]) -> int:
     """
     interrupts.raise_them()
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        flush_output()
+        return code
     except OutputClosedError:
         raise
     except MountfsError as error:
         return _fail(arguments, error)
     except KeyboardInterrupt:
         return _fail(arguments, InterruptedByUserError("interrupted; nothing half-done was left behind"))
-    except PermissionError as error:
-        return _fail(
-            arguments, AccessDeniedError(f"{error.filename or error}: permission denied to this user")
-        )
     except MemoryError:
         return _fail(arguments, MountfsError("out of memory; try --threads 1 or a smaller --cache"))
     except Exception as error:  # noqa: BLE001 (the last line of defence: a bug must not look like a crash)
         if "-v" in arguments or "--verbose" in arguments:
             traceback.print_exc()
+        if (expected := _expected(error)) is not None:
+            return _fail(arguments, expected)
         failure = MountfsError(f"internal error: {type(error).__name__}: {error}")
         failure.add_note("this is a bug; run it again with --verbose and report what it says")
         renderer_for(arguments).error(failure)
         return INTERNAL_ERROR
+
+
+def _expected(error: Exception) -> MountfsError | None:
+    """Return what a failure means that no command has foreseen, and that still is no bug."""
+    if isinstance(error, PermissionError):
+        return AccessDeniedError(f"{error.filename or error}: permission denied; try sudo")
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return NotFoundError("the current folder is gone; change to another one and try again")
+    return None
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -77,7 +77,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 def command_line(*arguments: str | Path, measured: bool = False) -> list[str]:
     """What runs a command of the product."""
-    start = ["-c", _MEASURED] if measured else ["-m", "mountfs.cli.__main__"]
+    start = ["-c", _MEASURED] if measured else ["-m", "mountfs"]
     return [sys.executable, *start, *map(str, arguments)]
 
 
