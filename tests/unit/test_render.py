@@ -586,6 +586,26 @@ def test_a_drawn_table_loses_nothing_on_a_narrow_terminal() -> None:
     assert name in re.sub(r"\s", "", OWN_SEQUENCE.sub("", shown))
 
 
+def test_a_row_is_never_folded() -> None:
+    shown = on_terminal("make_renderer().table('', ['a', 'b'], [('x' * 30 + ' y', 'last')])", columns=20)
+    assert "x" * 30 + " y last" in OWN_SEQUENCE.sub("", shown)
+
+
+def test_a_bar_on_a_narrow_terminal_keeps_the_time_left() -> None:
+    shown = on_terminal(
+        """
+        now = [0.0]
+        renderer = make_renderer(clock=lambda: now[0])
+        with renderer.progress("restore to /a/path/that/is/rather/long/and/longer.img", 4 << 30) as progress:
+            now[0] = 2.0
+            progress.update(1 << 30, "restore")
+            renderer.note("above")
+        """,
+        columns=80,
+    )
+    assert "1.0 GiB of 4.0 GiB  512 MiB/s  6.0 s left" in OWN_SEQUENCE.sub("", shown)
+
+
 def test_a_bar_shows_figures() -> None:
     shown = on_terminal("""
         now = [0.0]

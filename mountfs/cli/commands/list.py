@@ -43,7 +43,7 @@ mountfs list /backups/sdb@latest    one point
 
 @command
 def run(out: Renderer, place: Place, point: PointName = None, at: At = None) -> None:
-    """List sets and points: number, type, time, size of the disk, size stored, parent, state.
+    """List sets and points: number, type, local time, size of the disk, size stored, parent, state.
 
     The states: ok (opens, not verified yet), verified, damaged (a verification said so), broken (cannot be
     used; the reason stands below the table).
@@ -98,7 +98,7 @@ def _row(point: Point, numbers: dict[UUID, int]) -> tuple[Cell, ...]:
         point.set_name,
         info.number,
         info.type.value,
-        format_time(info.created_ns),
+        format_time(info.created_ns, zone=False),
         format_size(sum(disk.size for disk in info.disks)),
         format_size(point.size),
         parent,
