@@ -60,7 +60,7 @@ def test_no_command_ignores_the_point_that_was_named(
     assert mountfs("cat", f"{place}:0/day", *options).out == b"day 2\n"
     assert b"day" in mountfs("ls", f"{place}:0", *options).out
     assert b"day" in mountfs("tree", f"{place}:0", *options).out
-    mountfs("cp", f"{place}:0/day", tmp_path / "copied", *options)
+    mountfs("cp", "-r", f"{place}:0/day", tmp_path / "copied", *options)
     assert (tmp_path / "copied").read_text() == "day 2\n"
     mountfs("restore", place, tmp_path / "restored.img", *options)
     mountfs("restore", f"{made}/repo/disk@2", tmp_path / "same.img")

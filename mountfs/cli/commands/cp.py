@@ -44,6 +44,7 @@ Paths = Annotated[
         show_default=False,
     ),
 ]
+Recursive = Annotated[bool, typer.Option("-r", "-a", help="Accepted, for those used to cp: always so.")]
 Replace = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist already.")]
 NoOwner = Annotated[bool, typer.Option("--no-owner", help="Do not set user and group.")]
 SpecialBits = Annotated[bool, typer.Option("--special-bits", help="Keep setuid, setgid and sticky.")]
@@ -65,6 +66,7 @@ def run(
     paths: Paths,
     point: PointName = None,
     at: At = None,
+    recursive: Recursive = False,  # noqa: ARG001 (always so)
     overwrite: Replace = False,
     no_owner: NoOwner = False,
     special_bits: SpecialBits = False,
