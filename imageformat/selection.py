@@ -1,7 +1,8 @@
 """Naming images: ``PATH`` or ``PATH@POINT``, where PATH is an image file, a set, or a repository.
 
-POINT is a number (``3``), the first digits of an id (``9f31c2ab``), a time (the newest point at or
-before it), or ``latest``. Without POINT a set means its latest point.
+POINT is a number (``3``), the first digits of an id (``9f31c2ab``), a time, or ``latest``. Without POINT a
+set means its latest point. A time is as long as what it states: a day, an hour, a minute or a second. It
+means the newest point at or before its end.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,17 @@ from imageformat.storage.local import LocalStorage, read_error
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from imageformat.errors import MountfsError
+
 LATEST = "latest"
 _NUMBER = re.compile(r"\d{1,6}")
 _ID = re.compile(r"[0-9a-fA-F-]{4,36}")
+_COLON_FOLLOWS = re.compile(r"\d[T ]\d\d(:\d\d)?$|\d[T ][\d:.]+ ?[+-]\d\d$")
+"""The beginning of a time that may go on after a colon: its hour, its minute, or the hours of its zone."""
+_TWO_DIGITS = re.compile(r":\d\d(?=$|[:.,@Z ]|[+-]\d\d)")
+_CLOCK = re.compile(r"[T ](\d\d)(:?\d\d)?(:?\d\d)?([.,]\d+)?", re.IGNORECASE)
+_SPACE_BEFORE_ZONE = re.compile(r" (?=[+-]\d\d:?\d\d$)")
+"""As `list` prints a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,7 @@ class Location:
 
         Raises:
             NotFoundError, AmbiguousNameError
+            UsageError: the selector is no name of a point.
         """
         if self.key is not None:
             if selector is not None:
@@ -66,7 +76,7 @@ class Location:
         if len(sets) > 1:
             names = ", ".join(entry.name for entry in sets)
             raise AmbiguousNameError(f"there are several sets here; name one of them: {names}")
-        return select_point(sets[0], selector or LATEST)
+        return select_point(sets[0], LATEST if selector is None else selector)
 
 
 def open_location(path: str, *, capacity: int | None = None) -> Location:
@@ -143,8 +153,8 @@ def split_image_path(text: str, exists: Callable[[str], bool]) -> tuple[str, str
 
 
 def _is_partial_time(selector: str, rest: str) -> bool:
-    """Tell whether the colon belongs to a time such as ``2026-11-20T12:00``."""
-    return re.search(r"T\d\d(:\d\d)?$", selector) is not None and re.match(r":\d\d", rest) is not None
+    """Tell whether the colon belongs to a time such as ``2026-11-20T12:00`` or to its zone ``+01:00``."""
+    return _COLON_FOLLOWS.search(selector) is not None and _TWO_DIGITS.match(rest) is not None
 
 
 def select_point(image_set: ImageSet, selector: str) -> Point:
@@ -155,7 +165,7 @@ def select_point(image_set: ImageSet, selector: str) -> Point:
         ImageError, ChainError: the latest point is broken; an older one must be named to be used.
     """
     points = image_set.points
-    if selector == LATEST:
+    if selector.casefold() == LATEST:
         return _latest(image_set)
     if _NUMBER.fullmatch(selector):
         found = [point for point in points if point.number == int(selector)]
@@ -174,11 +184,19 @@ def _latest(image_set: ImageSet) -> Point:
         raise NotFoundError(f"set {image_set.name} has no points")
     if newest.problem is not None:
         usable = image_set.latest()
-        error = newest.problem.to_error()
+        error = problem_error(newest)
         if usable is not None:
             error.add_note(f"the newest usable point is {image_set.name}@{usable.number}")
         raise error
     return newest
+
+
+def problem_error(point: Point) -> MountfsError:
+    """Return why a broken point cannot be used, with the name of its file."""
+    if point.problem is None:
+        raise ValueError("nothing is wrong with this point")
+    error = point.problem.to_error()
+    return error if point.file_name in str(error) else type(error)(f"{point.key}: {error}")
 
 
 def _looks_like_time(text: str) -> bool:
@@ -194,15 +212,55 @@ def _only(found: Sequence[Point], missing: str, selector: str) -> Point:
 
 
 def point_at(image_set: ImageSet, when: str) -> Point:
-    """Return the newest point at or before a time; local time unless it states a zone."""
-    try:
-        moment = datetime.fromisoformat(when).astimezone()
-    except ValueError as error:
-        raise UsageError(
-            f"'{when}' names no point: use a number, an id, a time such as 2026-11-20T12:00, or latest"
-        ) from error
-    limit_ns = int(moment.timestamp()) * 1_000_000_000 + 999_999_999
-    found = [point for point in image_set.points if point.info and point.info.created_ns <= limit_ns]
+    """Return the newest point at or before the end of what ``when`` states; see `end_of_time`.
+
+    Raises:
+        UsageError: it is no time; NotFoundError: all points are younger.
+    """
+    limit_ns = end_of_time(when)
+    found = [point for point in image_set.points if point.info and point.info.created_ns < limit_ns]
     if not found:
         raise NotFoundError(f"set {image_set.name} has no point at or before {when}")
     return max(found, key=lambda point: point.info.created_ns if point.info else 0)
+
+
+def end_of_time(when: str) -> int:
+    """Return the first nanosecond after the stated day, hour, minute, second or fraction of a second.
+
+    A day is a day of the calendar where we are, also one of 23 or 25 hours. An hour that a change of the
+    clocks repeats ends when it is over for the second time. Local time unless it states a zone.
+
+    Raises:
+        UsageError: it is no time.
+    """
+    text = _SPACE_BEFORE_ZONE.sub("", when)
+    try:
+        return _end_of_day(date.fromisoformat(text)) if not _CLOCK.search(text) else _end_of_clock(text)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(
+            f"'{when}' names no point: use a number, an id, a day such as 2026-11-20, a time such as "
+            "2026-11-20T12:00, or latest"
+        ) from error
+
+
+def _end_of_day(day: date) -> int:
+    if day == date.max:
+        return _nanoseconds(datetime.max.replace(tzinfo=UTC))
+    return _nanoseconds(datetime.combine(day + timedelta(days=1), time()).astimezone())
+
+
+def _end_of_clock(text: str) -> int:
+    moment = datetime.fromisoformat(text)
+    stated = _CLOCK.search(text)
+    _, minute, second, fraction = stated.groups() if stated else (None,) * 4
+    if fraction:
+        unit = timedelta(microseconds=1)
+    elif second:
+        unit = timedelta(seconds=1)
+    else:
+        unit = timedelta(minutes=1) if minute else timedelta(hours=1)
+    return max(_nanoseconds(moment.replace(fold=fold).astimezone(UTC) + unit) for fold in (0, 1))
+
+
+def _nanoseconds(moment: datetime) -> int:
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.device import MemoryDevice, Slice
-from imageformat.errors import MountfsError, NotFoundError, VolumeError
+from imageformat.errors import MountfsError, NotFoundError, UnsupportedVolumeError, VolumeError
 from mountfs.flattree import FlatKey, FlatTree
 from mountfs.readme import disk_readme, volume_readme
 from mountfs.tree import Node, NodeKind
@@ -55,6 +55,8 @@ class _Slot:
         self._lock = threading.Lock()
         self._opened: tuple[FileTree, Node] | None = None
         self._closed = False
+        self.failure: MountfsError | None = None
+        """Why the volume that was opened shows its bytes, though its files were expected."""
 
     def tree(self) -> tuple[FileTree, Node]:
         """Return the volume's tree and its root; a tree of raw bytes when no driver can open it."""
@@ -68,17 +70,31 @@ class _Slot:
     def _open(self) -> tuple[FileTree, Node]:
         info = self.volume.info
         reasons = []
+        self.failure = self.volume.failure
         if info is not None:
             for driver in self._drivers:
                 if info.type not in driver.types:
                     continue
                 try:
-                    return _open_with(driver, self._device, info)
+                    opened = _open_with(driver, self._device, info)
                 except MountfsError as error:
                     reasons.append(f"{driver.name}: {error}")
+                    self.failure = self._refusal(error)
+                else:
+                    self.failure = None
+                    return opened
         readme = volume_readme(self.volume, "; ".join(reasons) or self.volume.reason)
         raw = FlatTree({PARTITION_IMAGE: self._device, README: MemoryDevice(readme)}, time_ns=self._time_ns)
         return raw, raw.root()
+
+    def _refusal(self, error: MountfsError) -> MountfsError | None:
+        """Say which volume it was; a volume of a kind that nobody can read has not failed."""
+        if isinstance(error, UnsupportedVolumeError):
+            return self.failure
+        name = self.volume.name.decode("utf-8", "replace")
+        failure = type(error)(f"the files of {name} cannot be read: {error}")
+        failure.__cause__ = error
+        return self.failure or failure
 
     def close(self) -> None:
         """Close the tree, if one was opened."""
@@ -96,6 +112,8 @@ class _Contents(NamedTuple):
     slots: dict[int, _Slot]
     top: FlatTree
     """The files beside the directories of the volumes."""
+    failure: MountfsError | None
+    """Why there may be more volumes than are known."""
 
 
 class DiskTree:
@@ -146,6 +164,21 @@ class DiskTree:
     def volumes(self) -> tuple[Volume, ...]:
         """Describe what is on the disk, in order of number; opens no driver."""
         return tuple(slot.volume for slot in self._contents().slots.values())
+
+    def layout_failures(self) -> tuple[MountfsError, ...]:
+        """Return what kept the disk from being known: its table, or the start of a volume, was unreadable."""
+        contents = self._contents()
+        found = (contents.failure, *(slot.volume.failure for slot in contents.slots.values()))
+        return tuple(error for error in found if error is not None)
+
+    def failures(self) -> tuple[MountfsError, ...]:
+        """Return why less is shown than there should be, of the table and of the volumes opened so far.
+
+        A tree goes on with what can be read; whoever shows it to a person tells this beside it.
+        """
+        contents = self._contents()
+        found = (contents.failure, *(slot.failure for slot in contents.slots.values()))
+        return tuple(error for error in found if error is not None)
 
     def volume_at(self, offset: int) -> Volume | None:
         """Name the volume that a byte of the disk belongs to: the smallest, should some overlap."""
@@ -252,7 +285,7 @@ class DiskTree:
             volume.number: _Slot(volume, self._device, self._drivers, self._time_ns)
             for volume in layout.volumes
         }
-        return _Contents(layout.table, slots, FlatTree(files, time_ns=self._time_ns))
+        return _Contents(layout.table, slots, FlatTree(files, time_ns=self._time_ns), layout.failure)
 
     def _resolve(self, key: _Key) -> tuple[FileTree, Node]:
         """Return the tree that a node belongs to, and the node as that tree knows it."""

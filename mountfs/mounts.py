@@ -23,10 +23,12 @@ from imageformat.errors import AccessDeniedError, MountError, MountPointError
 from mountfs.names import safe_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 PROBE_S = 3.0
-GONE_S = 10.0
+UNMOUNT_S = 5.0
+"""How long the system may take to end a mount; one whose server hangs may take for ever."""
+GONE_S = 5.0
 FUSE_TYPE = "fuse.mountfs"
 
 _MOUNT_TABLE = Path("/proc/self/mountinfo")
@@ -35,6 +37,7 @@ _MNT_FORCE = 1
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _HOLDERS_NAMED = 5
+_PIPE_HOLDS = 4096
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -120,17 +123,23 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
     Raises:
         MountPointError: no mount of ours is there.
         AccessDeniedError: somebody else mounted it.
-        MountError: it is in use (the message names who), or the operating system refused.
+        MountError: it is in use (the message names who), it does not answer, or the operating system
+            refused.
     """
     absolute = _absolute(path)
     shown = safe_text(str(absolute))
     line = _topmost(absolute)
     if line is None or line.type != FUSE_TYPE:
         raise MountPointError(f"{shown} is not a mount of mountfs: mountfs mounts lists them")
-    code, message = (_unmount_as_root if os.geteuid() == 0 else _unmount_as_user)(absolute, lazy=lazy)
+    way = _unmount_as_root if os.geteuid() == 0 else _unmount_as_user
+    code, message = _from_a_child(lambda: way(absolute, lazy=lazy), UNMOUNT_S)
     if code == errno.EBUSY:
         raise MountError(
             f"{shown} is in use{_named(_holders(absolute))}: leave it, or use --lazy to detach it now"
+        )
+    if code == errno.ETIMEDOUT:
+        raise MountError(
+            f"{shown} does not answer{_used(absolute)}: use --lazy to detach it now, or mountfs doctor --fix"
         )
     if code == errno.EPERM:
         raise AccessDeniedError(f"{shown} was mounted by another user: ask them, or use sudo")
@@ -143,14 +152,14 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
         time.sleep(0.02)
 
 
-def clear_stale() -> list[MountRecord]:
-    """Detach every mount whose server died, and return those that are gone now.
+def clear_stale(below: Path = Path("/")) -> list[MountRecord]:
+    """Detach every mount at or below a folder whose server died, and return those that are gone now.
 
     Mounts of other users are left alone. A mount that is only slow to answer is not touched: see `abort`.
     """
     cleared = []
     for record in list_mounts():
-        if record.state is not MountState.STALE:
+        if record.state is not MountState.STALE or not record.mountpoint.is_relative_to(below):
             continue
         try:
             unmount(record.mountpoint, lazy=True)
@@ -188,8 +197,17 @@ def _absolute(path: Path) -> Path:
     """Resolve all but the last name, which may be a mount that hangs when it is touched.
 
     A symbolic link in the last place is followed unless something is mounted on its very name.
+
+    Raises:
+        MountPointError: it lies inside a mount of ours.
     """
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps ".."
+    if _topmost(absolute) is not None:
+        return absolute
+    for line in _mount_table():
+        if line.type == FUSE_TYPE and absolute.is_relative_to(line.mountpoint):
+            shown, mounted = safe_text(str(absolute)), safe_text(line.mountpoint)
+            raise MountPointError(f"{shown} lies inside the mount at {mounted}: mountfs umount {mounted}")
     parent = absolute.parent.resolve() / absolute.name
     return parent if _topmost(parent) is not None else parent.resolve()
 
@@ -273,6 +291,26 @@ def _wait(pid: int, deadline: float) -> int | None:
         time.sleep(0.005)
 
 
+def _from_a_child(act: Callable[[], tuple[int, str]], timeout_s: float) -> tuple[int, str]:
+    """Do something that may hang in a child that can be left behind; ETIMEDOUT when it does."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        code = errno.EIO
+        try:
+            os.chdir("/")
+            code, message = act()
+            os.write(writer, message.encode("utf-8", "backslashreplace")[:_PIPE_HOLDS])
+        finally:
+            os._exit(code)
+    os.close(writer)
+    status = _wait(pid, time.monotonic() + timeout_s)
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        if status is None:
+            return errno.ETIMEDOUT, ""
+        return os.waitstatus_to_exitcode(status), pipe.read(_PIPE_HOLDS).decode("utf-8", "replace")
+
+
 def _unmount_as_root(path: Path, *, lazy: bool) -> tuple[int, str]:
     return _umount2(path, _MNT_DETACH if lazy else 0)
 
@@ -339,6 +377,11 @@ def _process_name(process: Path) -> str:
         return safe_text((process / "comm").read_text("utf-8", "replace").strip())
     except OSError:
         return "process"
+
+
+def _used(path: Path) -> str:
+    names = _named(_holders(path))
+    return f", and is in use{names}" if names else ""
 
 
 def _named(holders: Iterator[str]) -> str:

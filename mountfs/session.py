@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from imageformat.plugins import discover
-from imageformat.selection import open_location
+from imageformat.selection import open_location, problem_error
 from imageformat.view import ImageView, ReadAhead
 from mountfs import drivers
 from mountfs.disktree import DiskTree
@@ -65,6 +65,8 @@ class Session:
         Raises:
             ImageError, ChainError: the point cannot be trusted.
         """
+        if point.problem is not None:
+            raise problem_error(point)
         repository = self.location.repository
         return ImageView(repository.chain(point), repository.cache, disk=disk, read_ahead=self._read_ahead)
 

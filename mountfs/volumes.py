@@ -43,6 +43,8 @@ class Volume:
     """None when nothing known is there."""
     reason: str
     """Why no file can be read from it; empty when a driver knows the type. Nothing was opened to tell."""
+    failure: MountfsError | None = None
+    """Why it is not known what is there: its start could not be read."""
 
     @property
     def number(self) -> int:
@@ -56,6 +58,8 @@ class DiskLayout:
 
     table: PartitionTable
     volumes: tuple[Volume, ...]
+    failure: MountfsError | None = None
+    """Why there may be more on the disk than is known: its table could not be read."""
 
 
 def read_layout(
@@ -67,30 +71,40 @@ def read_layout(
     What cannot be read, or known, becomes a warning of the table or the reason of a volume: never raises a
     `MountfsError`.
     """
+    failure: MountfsError | None = None
     try:
         table = read_table(device, sector_size)
     except MountfsError as error:
-        warning = f"the partition table cannot be read: {error}"
+        failure = _placed(error, "the partition table cannot be read")
+        warning = str(failure)
         table = PartitionTable("none", sector_size or 512, "", (), (warning,))
     if table.partitions:
         return DiskLayout(table, tuple(_volume(device, drivers, entry) for entry in table.partitions))
     whole = _volume(device, drivers, None)
     if whole.info is not None:
-        return DiskLayout(table, (whole,))
-    return DiskLayout(
-        dataclasses.replace(table, warnings=(*table.warnings, f"no volume: {whole.reason}")), ()
-    )
+        return DiskLayout(table, (whole,), failure)
+    warnings = (*table.warnings, f"no volume: {whole.reason}")
+    return DiskLayout(dataclasses.replace(table, warnings=warnings), (), failure or whole.failure)
+
+
+def _placed(error: MountfsError, place: str) -> MountfsError:
+    """Return an error of the same class that says where it happened."""
+    placed = type(error)(f"{place}: {error}")
+    placed.__cause__ = error
+    return placed
 
 
 def _volume(device: BlockDevice, drivers: Sequence[FileSystemDriver], partition: Partition | None) -> Volume:
     offset, size = (0, device.size) if partition is None else (partition.offset, partition.size)
-    info, reason = None, ""
+    info, reason, failure = None, "", None
     try:
         info = identify(Slice(device, offset, size))
     except MountfsError as error:
         reason = f"its start cannot be read: {error}"
+        number = partition.number if partition is not None else 0
+        failure = _placed(error, f"the start of partition {number} cannot be read")
     return Volume(
-        volume_name(partition, info), partition, offset, size, info, reason or _reason(info, drivers)
+        volume_name(partition, info), partition, offset, size, info, reason or _reason(info, drivers), failure
     )
 
 

@@ -153,9 +153,8 @@ def _overlay_folders(options: tuple[str, ...]) -> tuple[Path, ...]:
 
 
 def _nearest_existing(path: str) -> Path:
-    """The path, or the first folder above it that exists."""
+    """The path, or the first folder above it that this user can see."""
     candidate = Path(path).absolute()
-    # Not Path.exists: it raises where a folder may not be searched.
-    while not os.path.exists(candidate) and candidate != candidate.parent:  # noqa: PTH110
+    while not os.path.exists(candidate) and candidate != candidate.parent:  # noqa: PTH110 - never raises
         candidate = candidate.parent
     return candidate

@@ -77,15 +77,19 @@ def target_facts(path: str, image_paths: Iterable[str] = (), *, roots: SystemRoo
     Raises:
         NotFoundError: the folder of a new file, or the device, does not exist.
         UsageError: a folder, pipe or character device.
-        AccessDeniedError: the user may not look at it.
+        AccessDeniedError: the user may not look at it, or not write it.
     """
-    real = os.path.realpath(path)
     try:
+        real = os.path.realpath(path)
         status = Path(real).stat()
     except (FileNotFoundError, NotADirectoryError):
-        return _new_file_facts(real, roots)
+        return _new_file_facts(os.path.realpath(path), roots)
+    except PermissionError as error:
+        raise AccessDeniedError(
+            f"{path} may not be looked at by this user; run this as root, or choose another place"
+        ) from error
     except OSError as error:
-        raise AccessDeniedError(f"{path} cannot be looked at: {error.strerror}") from error
+        raise UsageError(f"{path} cannot be a target: {error.strerror}") from error
     walk = BackingWalk(roots)
     found = identify(real, roots)
     if found is None:

@@ -329,6 +329,10 @@ def _open_part(part: Path) -> int:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise DestinationError(f"{part} is a symbolic link; remove it") from error
+        if error.errno in _DENIED:
+            raise AccessDeniedError(
+                f"{part.parent} may not be written by this user; run this as root, or choose another place"
+            ) from error
         raise _open_failure(str(part), error) from error
     try:
         _claim(fd, part)

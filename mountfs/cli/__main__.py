@@ -6,23 +6,28 @@ import importlib
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import typer
 
-from imageformat.errors import InterruptedByUserError, MountfsError, UsageError
+from imageformat.errors import (
+    AccessDeniedError,
+    InterruptedByUserError,
+    MountfsError,
+    NotFoundError,
+    UsageError,
+)
 from mountfs import __version__
 from mountfs.cli import interrupts
 from mountfs.cli.command import renderer_for
 from mountfs.cli.render import OutputClosedError, run_to_exit_code
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from mountfs.cli.render.streams import flush_output, written_to_output
 
 COMMANDS = {
-    "backup": "Image a disk, a partition or an image file: full first, then incremental.",
+    "backup": "Image a disk, a partition or an image file.",
     "list": "List the sets and points of a repository.",
-    "info": "Show what an image is: disk, partitions, file systems, what is stored.",
+    "info": "Show what an image is: disk, partitions, what is stored.",
     "mount": "Show a repository, a set or an image as a folder.",
     "mounts": "List what is mounted.",
     "umount": "End a mount.",
@@ -30,11 +35,22 @@ COMMANDS = {
     "tree": "Draw a folder inside an image.",
     "cat": "Write a file from an image to standard output.",
     "cp": "Copy files and folders out of an image.",
-    "verify": "Read, hash and compare every block; name every damaged file.",
+    "verify": "Prove every block; name every damaged file.",
     "restore": "Write a point to a disk, a partition or a file.",
-    "doctor": "Show what works on this machine, and what to do about the rest.",
+    "doctor": "Show what works on this machine, and mend the rest.",
 }
+"""In the order in which people need them; each summary fits on its line of the help."""
+_BEGIN = """\
+Begin with:
+  mountfs backup /dev/sdb /backups
+  mountfs list /backups
+  mountfs mount /backups /mnt
+
+'mountfs COMMAND --help' shows more, with examples."""
 INTERNAL_ERROR = 99
+
+_PRINTING = frozenset({"-h", "--help", "--version", "--show-completion", "--install-completion"})
+"""Options for which typer itself writes to standard output."""
 
 _PARSER_ERROR: Any = typer.BadParameter.__mro__[1]
 """What typer raises for any wrong command line; it has no public name of its own."""
@@ -59,7 +75,9 @@ def run(arguments: list[str]) -> int:
     """
     interrupts.raise_them()
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        flush_output()
+        return code
     except OutputClosedError:
         raise
     except MountfsError as error:
@@ -71,13 +89,36 @@ def run(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 (the last line of defence: a bug must not look like a crash)
         if "-v" in arguments or "--verbose" in arguments:
             traceback.print_exc()
+        if (expected := _expected(error)) is not None:
+            return _fail(arguments, expected)
         failure = MountfsError(f"internal error: {type(error).__name__}: {error}")
         failure.add_note("this is a bug; run it again with --verbose and report what it says")
         renderer_for(arguments).error(failure)
         return INTERNAL_ERROR
 
 
+def _expected(error: Exception) -> MountfsError | None:
+    """Return what a failure means that no command has foreseen, and that still is no bug."""
+    if isinstance(error, PermissionError):
+        return AccessDeniedError(f"{error.filename or error}: permission denied; try sudo")
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return NotFoundError("the current folder is gone; change to another one and try again")
+    return None
+
+
 def _dispatch(arguments: list[str]) -> int:
+    if not arguments:
+        _dispatch(["--help"])
+        return UsageError.exit_code  # a script that lost its arguments must notice
+    if _PRINTING.intersection(arguments):
+        with written_to_output():
+            return _parse(arguments)
+    return _parse(arguments)
+
+
+def _parse(arguments: list[str]) -> int:
     try:
         code = application(arguments)(args=arguments, prog_name="mountfs", standalone_mode=False)
     except typer.Exit as exit_:
@@ -107,7 +148,7 @@ def application(arguments: list[str]) -> typer.Typer:
     app = typer.Typer(
         name="mountfs",
         help="Disk images you can walk into: every point of every image is a folder.",
-        no_args_is_help=True,
+        epilog=_verbatim(_BEGIN),
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -116,14 +157,18 @@ def application(arguments: list[str]) -> typer.Typer:
     wanted = next((word for word in arguments if not word.startswith("-")), None)
     everything = "_MOUNTFS_COMPLETE" in os.environ
     for name, summary in COMMANDS.items():
-        function = _load(name) if everything or name == wanted else _stub
-        app.command(name, help=None if function is not _stub else summary)(function)
+        if everything or name == wanted:
+            module = importlib.import_module(f"mountfs.cli.commands.{name}")
+            examples = "".join(f"  {line}\n" for line in module.EXAMPLES.splitlines())
+            app.command(name, epilog=_verbatim(f"Examples:\n{examples}"))(module.run)
+        else:
+            app.command(name, help=summary)(_stub)
     return app
 
 
-def _load(name: str) -> Callable[..., int]:
-    function: Callable[..., int] = importlib.import_module(f"mountfs.cli.commands.{name}").run
-    return function
+def _verbatim(text: str) -> str:
+    """Mark every paragraph as one that the help does not wrap."""
+    return "\n\n".join(f"\b\n{paragraph}" for paragraph in text.strip().split("\n\n"))
 
 
 def _stub() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,8 +18,18 @@ if TYPE_CHECKING:
 
 JSON_FLAG = "--json"
 
+
+def path(text: str) -> Path:
+    """Take a path as it is: for ``parser=`` of an argument.
+
+    By itself typer would look at what is there. That hangs on a mount whose server does, and calls it a
+    wrong argument when access is denied.
+    """
+    return Path(text)
+
+
 _COMMON = {
-    "json": Annotated[bool, typer.Option(JSON_FLAG, help="Give one JSON object a line, for programs.")],
+    "json": Annotated[bool, typer.Option(JSON_FLAG, help="For programs: JSON, one object a line.")],
     "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="No notes, no progress.")],
     "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show causes of errors.")],
 }
@@ -33,7 +44,7 @@ Image = Annotated[
 ]
 At = Annotated[
     str | None,
-    typer.Option("--at", metavar="TIME", help="The newest point at or before a time: 2026-11-20T12:00."),
+    typer.Option("--at", metavar="TIME", help="The newest point up to a day or time: 2026-11-20T12:00."),
 ]
 PointName = Annotated[
     str | None, typer.Option("--point", "-p", metavar="POINT", help="Number, id, time, or 'latest'.")

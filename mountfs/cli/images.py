@@ -13,9 +13,11 @@ from mountfs.session import Session
 from mountfs.tree import NodeKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from imageformat.errors import MountfsError
     from imageformat.repository import Point
+    from mountfs.cli.render import Renderer
     from mountfs.disktree import DiskTree
     from mountfs.tree import Node
 
@@ -48,6 +50,8 @@ def _one_selector(*selectors: str | None) -> str | None:
     given = [selector for selector in selectors if selector is not None]
     if len(given) > 1:
         raise UsageError("the point is named twice; use one of @POINT, --point and --at")
+    if given == [""]:
+        raise UsageError("the point is empty: name a number, an id, a time or latest, or leave out the @")
     return given[0] if given else None
 
 
@@ -80,6 +84,7 @@ def find_node(tree: DiskTree, inner: str | None) -> tuple[Node, bytes | None]:
 
     Raises:
         NotFoundError: it is not there; for a partition, the message says which there are.
+        MountfsError: it may be there, but what should hold it cannot be read.
     """
     raw = os.fsencode(inner or "")
     parts = [from_path_name(part) for part in raw.split(b"/") if part not in {b"", b"."}]
@@ -97,7 +102,32 @@ def find_node(tree: DiskTree, inner: str | None) -> tuple[Node, bytes | None]:
     return node, None
 
 
-def _missing(tree: DiskTree, parent: Node, name: bytes, depth: int) -> NotFoundError:
+def failures_of(tree: DiskTree, node: Node) -> list[MountfsError]:
+    """Return why less was shown of a folder than is there; ask after what there is was shown.
+
+    The partition table, the start of a partition, or its file system cannot be read. A file is all there, or
+    reading it has failed.
+    """
+    if node.kind is not NodeKind.DIRECTORY:
+        return []
+    found = list(tree.failures())
+    if node == tree.root():
+        found += [error for error in tree.layout_failures() if str(error) not in map(str, found)]
+    return found
+
+
+def raise_first(out: Renderer, failures: Sequence[MountfsError]) -> None:
+    """Raise the first failure, if there is one, and warn of the others."""
+    for error in failures[1:]:
+        out.warning(str(error))
+    if failures:
+        raise failures[0]
+
+
+def _missing(tree: DiskTree, parent: Node, name: bytes, depth: int) -> MountfsError:
+    """Say that there is no such name; or why it cannot be known, when that is so."""
+    if tree.failures():
+        return tree.failures()[0]
     shown = os.fsdecode(name)
     if depth == 0:
         known = ", ".join(os.fsdecode(node.name) for node in tree.children(parent))

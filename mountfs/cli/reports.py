@@ -115,17 +115,22 @@ def damage_result(damage: Damage, files: Sequence[str]) -> dict[str, object]:
     }
 
 
-def show_damages(out: Renderer, reports: Sequence[FileReport], files: Mapping[Damage, Sequence[str]]) -> None:
-    """Print what is wrong and what could not be read, file by file."""
+def show_damages(
+    out: Renderer, reports: Sequence[FileReport], files: Mapping[Damage, Sequence[str]], *, after: str = ""
+) -> None:
+    """Print what is wrong and could not be read, file by file; ``after`` is said of all of each."""
     for report in reports:
         for label, found, count in (
             ("DAMAGED ", report.damages, report.damaged_count),
             ("NOT READ", report.unread, report.unread_count),
         ):
             for damage in found[:MAX_SHOWN]:
-                out.line(f"{label} {damage.message}")
+                named = report.point.file_name in damage.message
+                out.line(f"{label} {damage.message if named else f'{report.point.key}: {damage.message}'}")
                 for name in files.get(damage, ()):
                     out.line(f"         belongs to {name}")
             hidden = count - min(len(found), MAX_SHOWN)
             if hidden > 0:
                 out.line(f"         and {hidden} more in {report.point.key}; --json lists them")
+        if after:
+            out.line(f"         {after}")

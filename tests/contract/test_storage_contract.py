@@ -27,8 +27,8 @@ from imageformat.extent import Extent, ExtentKind
 from imageformat.plugins import discover
 from imageformat.storage import Storage, StorageScheme
 from imageformat.storage.memory import MemoryStorage
-from support.commandline import environment
 from support.content import noise
+from support.product import environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

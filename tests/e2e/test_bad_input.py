@@ -65,7 +65,8 @@ def refused(kind: type[MountfsError], *arguments: str | Path, prefix: tuple[str,
     lines = [line for line in done.err.splitlines() if line.startswith("mountfs: error: ")]
     assert len(lines) == 1, done.err
     told = mountfs(*arguments, "--json", code=kind.exit_code, prefix=prefix)
-    error = json.loads(told.out.splitlines()[-1])
+    assert told.out == b""
+    error = json.loads(told.err.splitlines()[-1])
     assert (error["type"], error["error"], error["exit_code"]) == ("error", kind.__name__, kind.exit_code)
     return lines[0]
 
@@ -149,7 +150,7 @@ def test_a_truncated_image(repo: Path, keep: float) -> None:
     kind = IncompleteImageError if keep else NotAnImageError
     wanted = {kind, IncompleteImageError}
     done = mountfs("info", f"{repo}/disk@2", "--json", code=IncompleteImageError.exit_code)
-    assert json.loads(done.out.splitlines()[-1])["error"] in {one.__name__ for one in wanted}
+    assert json.loads(done.err.splitlines()[-1])["error"] in {one.__name__ for one in wanted}
     refused(ParentMissingError, "info", f"{repo}/disk@3")
     refused(ParentMissingError, "ls", f"{repo}/disk:0")
     mountfs("ls", f"{repo}/disk@1:0")

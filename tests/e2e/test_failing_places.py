@@ -34,13 +34,11 @@ from imageformat.errors import (
     TargetInUseError,
 )
 from imageformat.formats.native import structs
-from support import commandline
-from support.commandline import Ended, mountfs
 from support.content import damage, make_tree, noise, tree_digests
 from support.disks import MIB, Part, make_ext4, make_gpt_disk
 from support.kernel import kernel_mount, loop_device
 from support.points import digest_of
-from support.product import mounted
+from support.product import finish, mounted, mountfs, start
 from support.requirements import require_root, run
 
 PATIENCE = 30.0
@@ -71,9 +69,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     files = make_tree(folder / "files", symlinks=False)
     disk = make_ext4(folder / "disk.img", 8 * MIB, "", folder / "files")
     first = digest_of(disk)
-    mountfs("backup", disk, folder / "repository").ok()
+    mountfs("backup", disk, folder / "repository")
     damage(disk, 7 * MIB)
-    mountfs("backup", disk, folder / "repository").ok()
+    mountfs("backup", disk, folder / "repository")
     return Made(folder, files, first)
 
 
@@ -86,7 +84,8 @@ def repository(made: Made, tmp_path: Path) -> Path:
 
 def refused(kind: type[MountfsError], *arguments: str | Path) -> str:
     """The one line of a command that must fail in its own way."""
-    return mountfs(*arguments).failed(kind.exit_code).errors[0]
+    (line,) = mountfs(*arguments, code=kind.exit_code).errors
+    return line
 
 
 def images(repository: Path) -> list[Path]:
@@ -184,11 +183,11 @@ def test_every_way_into_a_bad_image_says_the_same(repository: Path, tmp_path: Pa
     assert [path.name for path in out.iterdir()] == ["mnt"], "nothing half-written"
     assert list((out / "mnt").iterdir()) == []
     worst = ParentMissingError if which == 0 and kind is not CorruptImageError else kind
-    assert mountfs("verify", repository).code == worst.exit_code
-    mountfs("list", repository).ok()
+    mountfs("verify", repository, code=worst.exit_code)
+    mountfs("list", repository)
     assert digests(repository) == before
     if which == 1:
-        mountfs("restore", f"{repository}/disk@1", out / "first.img").ok()
+        mountfs("restore", f"{repository}/disk@1", out / "first.img")
 
 
 @pytest.mark.fuse
@@ -196,7 +195,7 @@ def test_every_way_into_a_bad_image_says_the_same(repository: Path, tmp_path: Pa
 def test_a_mounted_repository_shows_what_is_good_of_it(made: Made, repository: Path, name: str) -> None:
     which, spoil, _ = BAD[name]
     spoil(images(repository)[which])
-    mountfs("backup", made.disk, repository, "--type", "full").ok()
+    mountfs("backup", made.disk, repository, "--type", "full")
     with mounted(repository) as shown:
         (newest,) = (shown / "disk").glob("0003-*")
         (volume,) = newest.glob("0-ext4*")
@@ -211,7 +210,7 @@ def test_a_mounted_repository_shows_what_is_good_of_it(made: Made, repository: P
 def served(repository: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A mount whose server can be killed; what is left of it goes away."""
     folder.mkdir()
-    server = commandline.start("mount", "--foreground", repository, folder)
+    server = start("mount", "--foreground", repository, folder)
     until = time.monotonic() + PATIENCE
     while not os.path.ismount(folder) and time.monotonic() < until:
         time.sleep(0.02)
@@ -226,7 +225,7 @@ def served(repository: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 def slow_backup(source: Path, repository: Path) -> subprocess.Popen[bytes]:
     """A backup that has begun to write, and will take seconds."""
-    process = commandline.start("backup", source, repository, "--level", "19", "--threads", "1")
+    process = start("backup", source, repository, "--level", "19", "--threads", "1")
     until = time.monotonic() + PATIENCE
     while not any(path.stat().st_size > 100_000 for path in unfinished(repository)):
         assert process.poll() is None, process.communicate()
@@ -244,7 +243,8 @@ def test_an_image_file_that_is_cut_short_meanwhile(tmp_path: Path) -> None:
     disk, repository = hard_disk(tmp_path / "disk.img", 48 * MIB), tmp_path / "repository"
     process = slow_backup(disk, repository)
     os.truncate(disk, MIB)
-    commandline.finish(process).failed(SourceReadError.exit_code, str(disk))
+    (line,) = finish(process, code=SourceReadError.exit_code).errors
+    assert str(disk) in line
     assert images(repository) == unfinished(repository) == []
 
 
@@ -255,26 +255,26 @@ def test_a_source_whose_block_cannot_be_read(made: Made, repository: Path, tmp_p
     frame = content.index(b"MFfr", structs.HEADER_SIZE + 64 + 20_000)
     damage(images(repository)[0], frame + 300)
     target = tmp_path / "second"
-    mountfs("backup", made.disk, target, "--set", "disk").ok()
+    mountfs("backup", made.disk, target, "--set", "disk")
     before = digests(target)
     with mounted(f"{repository}/disk@1") as shown:
         line = refused(SourceReadError, "backup", shown / "disk.img", target, "--set", "disk")
         assert "error" in line
     assert digests(target) == before
     assert unfinished(target) == []
-    mountfs("verify", target).ok()
-    mountfs("backup", made.disk, target, "--set", "disk").ok()
+    mountfs("verify", target)
+    mountfs("backup", made.disk, target, "--set", "disk")
 
 
 @pytest.mark.fuse
 @pytest.mark.root
 def test_a_source_that_vanishes(tmp_path: Path) -> None:
     disk, target = hard_disk(tmp_path / "disk.img", 48 * MIB), tmp_path / "target"
-    mountfs("backup", disk, tmp_path / "repository", "--level", "1").ok()
+    mountfs("backup", disk, tmp_path / "repository", "--level", "1")
     with served(tmp_path / "repository", tmp_path / "mnt") as server:
         process = slow_backup(tmp_path / "mnt" / "disk" / "latest" / "disk.img", target)
         os.killpg(server.pid, signal.SIGKILL)
-        commandline.finish(process).failed(SourceReadError.exit_code)
+        finish(process, code=SourceReadError.exit_code)
     assert images(target) == unfinished(target) == []
 
 
@@ -298,22 +298,23 @@ def test_a_destination_that_is_full_at_any_level(tmp_path: Path) -> None:
     disk = hard_disk(tmp_path / "disk.img", MIB)
     outcomes = []
     with small_file_system(tmp_path / "small", 4 * MIB) as small:
-        mountfs("backup", disk, small / "repository").ok()
+        mountfs("backup", disk, small / "repository")
         before = digests(small)
         disk.write_bytes(noise(2, MIB))
         stored = images(small)[0].stat().st_size
         used = shutil.disk_usage(small).used
         for room in (0, 1, 4, 16, stored // 8192, stored // 4096 - 1, stored // 4096, stored // 4096 + 8):
             run("mount", "-o", f"remount,size={used + room * 4096}", small)
-            done = mountfs("backup", disk, small / "repository")
+            done = mountfs("backup", disk, small / "repository", code=None)
             outcomes.append(done.code)
             if done.code:
-                done.failed(DestinationFullError.exit_code, "no space")
+                assert done.code == DestinationFullError.exit_code
+                assert ["no space" in line for line in done.errors] == [True]
                 assert digests(small) == before
                 assert unfinished(small) == []
-        mountfs("verify", small / "repository").ok()
+        mountfs("verify", small / "repository")
         assert len(images(small)) == 2
-        mountfs("restore", f"{small}/repository/disk", tmp_path / "back.img").ok()
+        mountfs("restore", f"{small}/repository/disk", tmp_path / "back.img")
     assert outcomes[-1] == 0
     assert set(outcomes[:-2]) == {DestinationFullError.exit_code}
     assert (tmp_path / "back.img").read_bytes() == disk.read_bytes()
@@ -323,13 +324,13 @@ def test_a_destination_that_is_full_at_any_level(tmp_path: Path) -> None:
 def test_a_destination_without_room_for_names(made: Made, tmp_path: Path) -> None:
     for names in range(2, 6):
         with small_file_system(tmp_path / "small", 32 * MIB, f"nr_inodes={names}") as small:
-            done = mountfs("backup", made.disk, small / "repository")
+            done = mountfs("backup", made.disk, small / "repository", code=None)
             assert unfinished(small) == []
             if done.code:
-                done.failed(DestinationFullError.exit_code)
+                assert (done.code, len(done.errors)) == (DestinationFullError.exit_code, 1)
                 assert images(small) == []
             else:
-                mountfs("verify", small / "repository").ok()
+                mountfs("verify", small / "repository")
 
 
 @pytest.mark.root
@@ -340,8 +341,7 @@ def test_cp_and_restore_into_what_is_full(made: Made, tmp_path: Path, room: int)
         place = f"{made.repository}/disk@1"
         refused(DestinationFullError, "restore", place, small / "restored.img")
         assert [path.name for path in small.iterdir()] == ["ballast"]
-        done = mountfs("cp", f"{place}:0", small / "copied")
-        assert done.code == DestinationFullError.exit_code, done
+        mountfs("cp", f"{place}:0", small / "copied", code=DestinationFullError.exit_code)
         assert unfinished(small) == []
         for name, found in tree_digests(small / "copied").items() if (small / "copied").exists() else ():
             assert made.files[name] == found, "what is there is whole"
@@ -387,8 +387,8 @@ def test_two_backups_of_one_set_at_once(tmp_path: Path) -> None:
     process = slow_backup(disk, repository)
     refused(SetBusyError, "backup", disk, repository)
     assert len(unfinished(repository)) == 1, "the other one's file is left alone"
-    mountfs("backup", disk, repository, "--set", "another", "--level", "1").ok()
-    commandline.finish(process).ok()
-    told: Ended = mountfs("list", "--json", repository).ok()
-    assert [len(found["points"]) for found in told.results[0]["sets"]] == [1, 1]
-    mountfs("verify", repository).ok()
+    mountfs("backup", disk, repository, "--set", "another", "--level", "1")
+    finish(process)
+    told = mountfs("list", "--json", repository).facts
+    assert [len(found["points"]) for found in told["sets"]] == [1, 1]
+    mountfs("verify", repository)

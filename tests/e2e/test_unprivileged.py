@@ -169,7 +169,6 @@ def test_what_the_user_may_not_do_is_refused_in_one_line(home: Home, roots: Path
     assert len(list((home.repository / "disk").glob("*.mfi"))) == 2
 
 
-@pytest.mark.xfail(reason="said to be a mistake in the command line: exit code 2", strict=True)
 def test_a_target_of_another_user(home: Home, roots: Path) -> None:
     foreign = roots / "foreign.img"
     foreign.write_bytes(noise(2, MIB))
@@ -185,10 +184,7 @@ def test_a_target_of_another_user(home: Home, roots: Path) -> None:
         ("restore", "{home}/repository/disk", "{shut}/new.img"),
         ("cp", "{home}/repository/disk@1:1/hello.txt", "{shut}/copy"),
         ("backup", "{shut}/source.img", "{home}/repository"),
-        pytest.param(
-            ("backup", "{home}/disk.img", "{shut}/folder/repository"),
-            marks=pytest.mark.xfail(reason="ends as an internal error", strict=True),
-        ),
+        ("backup", "{home}/disk.img", "{shut}/folder/repository"),
     ],
     ids=" ".join,
 )

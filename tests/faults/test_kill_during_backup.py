@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from imageformat.layer import ImageType
-from support.commandline import mountfs
 from support.content import mixture, noise
 from support.points import Kept, digest_of
+from support.product import mountfs
 from support.tracing import Call, calls_in, run_traced, spread, strace, touching
 
 DISK = 3 << 20
@@ -144,22 +145,22 @@ def test_the_command_line_loses_nothing_either(tmp_path: Path) -> None:
     recorded = copy_of(kept, tmp_path / "recorded")
     arguments = ["backup", str(kept.source), "--threads", "1"]
     log = tmp_path / "log"
-    mountfs(*arguments, recorded.place, wrapper=strace(log=log)).ok()
+    mountfs(*arguments, recorded.place, prefix=strace(log=log))
     calls = touching(calls_in(log), recorded.place)
     rename = next(number for number, call in enumerate(calls) if call.name == "renameat2")
     for number, call in enumerate([calls[rename - 4], calls[rename], calls[rename + 1], calls[-1]]):
         broken = copy_of(kept, tmp_path / f"broken{number}")
         wrapper = strace(inject=[f"{call.name}:signal=KILL:when={call.number}"], trace=(call.name,))
-        killed = mountfs(*arguments, broken.place, wrapper=wrapper)
-        assert (killed.code, killed.out) == (-9, ""), f"{call}: {killed}"
-        [told] = mountfs("list", "--json", broken.place).ok().results
+        killed = mountfs(*arguments, broken.place, prefix=wrapper, code=-signal.SIGKILL)
+        assert killed.out == b"", f"{call}: {killed}"
+        told = mountfs("list", "--json", broken.place).facts
         assert [point["state"] for point in told["sets"][0]["points"]] == ["ok"] * len(images(broken))
-        mountfs("verify", broken.place).ok()
+        mountfs("verify", broken.place)
         for point, digest in kept.digests.items():
             target = tmp_path / "restored.img"
-            mountfs("restore", f"{broken.folder}@{point}", target, "--yes").ok()
+            mountfs("restore", f"{broken.folder}@{point}", target, "--yes")
             assert digest_of(target) == digest, f"{call}: point {point} is lost"
-        mountfs(*arguments, broken.place).ok()
+        mountfs(*arguments, broken.place)
         assert broken.leftovers() == []
         broken.check()
 

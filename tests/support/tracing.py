@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from support.commandline import environment
+from support.product import environment
 from support.requirements import require_tool
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from imageformat.repository import Repository
 from imageformat.storage.descriptors import DescriptorPool, LocalFile
 from imageformat.storage.local import LocalStorage
 from imageformat.view import ImageView
-from support.commandline import environment
 from support.content import noise
+from support.product import environment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

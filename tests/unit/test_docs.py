@@ -61,8 +61,8 @@ def test_every_option_is_documented(command: str) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_examples_name_commands_and_options_that_exist(document: Path) -> None:
     text = document.read_text("utf-8")
-    for line in re.findall(r"^(?:\$ |sudo )?mountfs ([^\n]*)", text, re.MULTILINE):
-        words = line.split("#")[0].split()
+    for line in re.findall(r"^(?: {4})?(?:\$ |sudo )?mountfs ([^\n]*)", text, re.MULTILINE):
+        words = re.split(r"#|\||  ", line)[0].split()
         assert words[0] in COMMANDS or words[0].startswith("-"), line
         if words[0] in COMMANDS:
             given = {word for word in words[1:] if word.startswith("-")}

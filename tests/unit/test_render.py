@@ -75,7 +75,13 @@ def human(**options: Any) -> tuple[Renderer, io.StringIO, io.StringIO]:
 
 def program(**options: Any) -> tuple[Renderer, io.StringIO]:
     out = io.StringIO()
-    return make_renderer(json=True, output=out, **options), out
+    return make_renderer(json=True, output=out, messages=io.StringIO(), **options), out
+
+
+def telling(**options: Any) -> tuple[Renderer, io.StringIO]:
+    """A renderer for programs, and what it tells beside the results, of which it has none."""
+    err = io.StringIO()
+    return make_renderer(json=True, output=io.StringIO(), messages=err, **options), err
 
 
 def objects(out: io.StringIO) -> list[dict[str, Any]]:
@@ -274,7 +280,7 @@ def test_a_result_is_one_object() -> None:
 
 
 def test_errors_and_messages_are_objects() -> None:
-    renderer, out = program(verbose=True)
+    renderer, out = telling(verbose=True)
     failure = CorruptImageError("block 7 of a.mfi is damaged")
     failure.add_note("try repair")
     renderer.error(failure)
@@ -296,9 +302,22 @@ def test_errors_and_messages_are_objects() -> None:
     ]
 
 
+def test_results_alone_are_on_standard_output() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    renderer = make_renderer(json=True, output=out, messages=err, verbose=True)
+    for tell in (renderer.note, renderer.detail, renderer.warning):
+        tell("beside")
+    with renderer.progress("p", 1) as progress:
+        progress.update(1)
+    renderer.result({"found": 1})
+    renderer.error(CorruptImageError("bad"))
+    assert objects(out) == [{"type": "result", "found": 1}]
+    assert [line["type"] for line in objects(err)] == ["note", "detail", "warning", "progress", "error"]
+
+
 def test_progress_is_told_twice_a_second_and_at_the_end() -> None:
     clock = Clock()
-    renderer, out = program(clock=clock)
+    renderer, out = telling(clock=clock)
     with renderer.progress("backup", 10_000) as progress:
         for _ in range(100):
             clock.now += 0.125
@@ -314,7 +333,7 @@ def test_progress_is_told_twice_a_second_and_at_the_end() -> None:
 
 def test_speed_follows_the_last_seconds() -> None:
     clock = Clock()
-    renderer, out = program(clock=clock)
+    renderer, out = telling(clock=clock)
     with renderer.progress("x") as progress:
         for second in range(100):
             clock.now += 1
@@ -326,7 +345,7 @@ def test_speed_follows_the_last_seconds() -> None:
 
 def test_progress_ends_with_a_line_when_it_fails_and_says_nothing_when_quiet() -> None:
     for quiet, count in ((False, 1), (True, 0)):
-        renderer, out = program(quiet=quiet)
+        renderer, out = telling(quiet=quiet)
         with contextlib.suppress(DestinationError), renderer.progress("x", 10) as progress:
             progress.update(5, b"na\xffme")
             raise DestinationError("full")
@@ -469,7 +488,9 @@ def test_no_encoding_is_too_small(environ: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii()
     assert b"gr\\xf6\\xdfe \\u65e5\\u672c" in done.stdout
-    assert json.loads(done.stdout.splitlines()[-2]) == {"type": "result", "name": "日本\ufffd"}
+    assert json.loads(done.stdout.splitlines()[-1]) == {"type": "result", "name": "日本\ufffd"}
+    assert done.stderr.isascii()
+    assert json.loads(done.stderr.splitlines()[-1]) == {"type": "warning", "message": "ü"}
 
 
 def test_drawing_is_not_loaded_for_a_pipe() -> None:
@@ -563,6 +584,26 @@ def test_a_drawn_table_loses_nothing_on_a_narrow_terminal() -> None:
     name = "abcdefghij" * 12
     shown = on_terminal(f"make_renderer().table('t', ['name'], [('{name}',)])", columns=40)
     assert name in re.sub(r"\s", "", OWN_SEQUENCE.sub("", shown))
+
+
+def test_a_row_is_never_folded() -> None:
+    shown = on_terminal("make_renderer().table('', ['a', 'b'], [('x' * 30 + ' y', 'last')])", columns=20)
+    assert "x" * 30 + " y last" in OWN_SEQUENCE.sub("", shown)
+
+
+def test_a_bar_on_a_narrow_terminal_keeps_the_time_left() -> None:
+    shown = on_terminal(
+        """
+        now = [0.0]
+        renderer = make_renderer(clock=lambda: now[0])
+        with renderer.progress("restore to /a/path/that/is/rather/long/and/longer.img", 4 << 30) as progress:
+            now[0] = 2.0
+            progress.update(1 << 30, "restore")
+            renderer.note("above")
+        """,
+        columns=80,
+    )
+    assert "1.0 GiB of 4.0 GiB  512 MiB/s  6.0 s left" in OWN_SEQUENCE.sub("", shown)
 
 
 def test_a_bar_shows_figures() -> None:

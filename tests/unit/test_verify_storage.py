@@ -26,8 +26,8 @@ from imageformat.extent import Extent
 from imageformat.layer import ImageType
 from imageformat.repository import Repository
 from imageformat.storage.memory import MemoryStorage
-from support.commandline import environment
 from support.content import noise
+from support.product import environment
 
 FULL, INC, LAST = range(3)
 KINDS: list[type[MountfsError]] = [StorageError, AccessDeniedError, NotFoundError]

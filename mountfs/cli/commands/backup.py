@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from imageformat.repository import Point, Repository
 from imageformat.selection import holds_images, select_point
 from imageformat.storage.local import LocalStorage
 from mountfs import __version__
-from mountfs.cli.command import Threads, command
+from mountfs.cli.command import Threads, command, path
 from mountfs.cli.render import Renderer, counted, format_duration, format_size
 from mountfs.cli.reports import backup_result, show_damages
 
@@ -30,7 +31,10 @@ Source = Annotated[
     str, typer.Argument(metavar="SOURCE", help="Disk, partition or image file.", show_default=False)
 ]
 Repo = Annotated[
-    Path, typer.Argument(metavar="REPO", help="Folder for the images; made if missing.", show_default=False)
+    Path,
+    typer.Argument(
+        parser=path, metavar="REPO", help="Folder for the images; made if missing.", show_default=False
+    ),
 ]
 SetName = Annotated[
     str | None, typer.Option("--set", metavar="NAME", help="Name of the set; default: that of the source.")
@@ -47,6 +51,12 @@ BlockSize = Annotated[
 ]
 Level = Annotated[int, typer.Option("--level", min=1, max=19, help="zstd level.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Read the new image back and verify every block.")]
+
+EXAMPLES = """\
+mountfs backup /dev/sdb /backups            first full, then increments
+mountfs backup disk.img repo --type diff    all changes since the last full
+mountfs backup /dev/sdb2 /backups --set root --verify
+"""
 
 
 @command
@@ -110,7 +120,7 @@ def check_places(device: SourceDevice, repository: Path, out: Renderer) -> None:
         raise RepositoryInsideSourceError(
             f"{repository} lies on {device.identity.path}, which is being imaged; use another disk"
         )
-    if repository.is_dir() and holds_images(repository):
+    if os.path.isdir(repository) and holds_images(repository):  # noqa: PTH112 - never raises
         raise UsageError(
             f"{repository} is a set, not a repository; name the folder above it: {repository.parent}"
         )

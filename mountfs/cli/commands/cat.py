@@ -26,6 +26,11 @@ Files = Annotated[
 ]
 PIECE = 1 << 20
 
+EXAMPLES = """\
+mountfs cat /backups/sdb@3:2/etc/fstab
+mountfs cat /backups/sdb:3/letter.doc:comment >comment    a named stream
+"""
+
 
 @command
 def run(

@@ -5,14 +5,22 @@ from __future__ import annotations
 import os
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
-from imageformat.errors import UsageError
+from imageformat.errors import MountfsError, UsageError
 from imageformat.storage.local import write_error
 from mountfs.cli.command import At, PointName, command
-from mountfs.cli.images import ImageName, find_node, inner_bytes, opened_tree, parse_inner
+from mountfs.cli.images import (
+    ImageName,
+    failures_of,
+    find_node,
+    inner_bytes,
+    opened_tree,
+    parse_inner,
+    raise_first,
+)
 from mountfs.cli.render import Renderer, counted, format_size
 from mountfs.copyout import (
     CopyEvent,
@@ -36,11 +44,20 @@ Paths = Annotated[
         show_default=False,
     ),
 ]
+Recursive = Annotated[bool, typer.Option("-r", "-a", help="Accepted, for those used to cp: always so.")]
 Replace = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist already.")]
 NoOwner = Annotated[bool, typer.Option("--no-owner", help="Do not set user and group.")]
 SpecialBits = Annotated[bool, typer.Option("--special-bits", help="Keep setuid, setgid and sticky.")]
 SpecialFiles = Annotated[bool, typer.Option("--special-files", help="Make FIFOs, sockets and device nodes.")]
 PARTIAL_EXIT = 13
+
+Copied: TypeAlias = tuple[CopyResult, list[MountfsError]]
+"""What was copied, and why there may be more to copy."""
+
+EXAMPLES = """\
+mountfs cp /backups/sdb@3:2/home/ada .    a folder and all in it
+mountfs cp /backups/sdb:2/etc/fstab /backups/sdb:1 out/
+"""
 
 
 @command
@@ -49,6 +66,7 @@ def run(
     paths: Paths,
     point: PointName = None,
     at: At = None,
+    recursive: Recursive = False,  # noqa: ARG001 (always so)
     overwrite: Replace = False,
     no_owner: NoOwner = False,
     special_bits: SpecialBits = False,
@@ -76,10 +94,11 @@ def run(
     if target.endswith("/"):
         make_folder(Path(target))
     groups = [list(group) for _, group in groupby(names, key=lambda name: (name.path, name.selector))]
-    if len(groups) > 1 and not Path(target).is_dir():
+    if len(groups) > 1 and not os.path.isdir(target):  # noqa: PTH112 - never raises
         raise UsageError(f"{target} is not a folder; several things can only be copied into a folder")
-    results = [_copy(out, group, Path(target), options) for group in groups]
-    return next((_exit_code(result) for result in results if result.failure_count), 0)
+    copied = [_copy(out, group, Path(target), options) for group in groups]
+    raise_first(out, [error for _, failures in copied for error in failures])
+    return next((_exit_code(result) for result, _ in copied if result.failure_count), 0)
 
 
 def make_folder(path: Path) -> None:
@@ -90,7 +109,7 @@ def make_folder(path: Path) -> None:
         raise write_error(error, path) from error
 
 
-def _copy(out: Renderer, group: list[ImageName], target: Path, options: CopyOptions) -> CopyResult:
+def _copy(out: Renderer, group: list[ImageName], target: Path, options: CopyOptions) -> Copied:
     with opened_tree(group[0], read_ahead=True) as tree:
         sources: list[tuple[bytes, Node]] = []
         for name in group:
@@ -110,8 +129,9 @@ def _copy(out: Renderer, group: list[ImageName], target: Path, options: CopyOpti
                     out.detail(f"{_shown(event.path)}: {event.what.value} not kept {event.detail}".rstrip())
 
             result = copy_out(tree, sources, target, options, report)
-    _tell(out, result, target)
-    return result
+        _tell(out, result, target)
+        failures = {str(error): error for _, node in sources for error in failures_of(tree, node)}
+    return result, list(failures.values())
 
 
 def _shown(path: bytes) -> str:
@@ -138,9 +158,9 @@ def _tell(out: Renderer, result: CopyResult, target: Path) -> None:
         f"{counted(result.links, 'link')}: {format_size(result.bytes)} copied to {target}"
     )
     for kind, count in result.loss_counts.items():
-        out.warning(f"{kind.value}: not kept for {count} entries; --verbose names them")
+        out.warning(f"{kind.value}: not kept for {count} of the entries; --verbose names them")
     if result.failure_count:
-        out.warning(f"{result.failure_count} entries were not copied")
+        out.warning(f"entries that were not copied: {result.failure_count}")
 
 
 def _failure(failure: Failure) -> dict[str, object]:

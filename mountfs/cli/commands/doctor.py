@@ -43,6 +43,12 @@ class Finding(NamedTuple):
     mend: str = ""
 
 
+EXAMPLES = """\
+mountfs doctor
+mountfs doctor --fix    detach mounts whose server died
+"""
+
+
 @command
 def run(out: Renderer, fix: Fix = False) -> int:
     """Look at this machine: libraries, FUSE, formats, drivers, disks, mounts that died.

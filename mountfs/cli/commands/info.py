@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from imageformat.layer import ImageInfo
 from mountfs.cli.command import At, Image, PointName, command
-from mountfs.cli.images import opened_point, parse_name
+from mountfs.cli.images import failures_of, opened_point, parse_name, raise_first
 from mountfs.cli.render import Column, Renderer, format_size, format_time
 from mountfs.cli.reports import info_result, point_result, table_result, volume_result
 from mountfs.disktree import DiskTree
@@ -27,6 +27,11 @@ _CHAIN = (
     Column("stored", right=True),
     Column("id"),
 )
+
+EXAMPLES = """\
+mountfs info /backups/sdb                    the latest point
+mountfs info /backups/sdb --at 2026-11-20    the last of that day
+"""
 
 
 @command
@@ -53,6 +58,7 @@ def run(out: Renderer, image: Image, point: PointName = None, at: At = None) -> 
             if chain.depth:
                 out.line("")
                 out.table("Chain", _CHAIN, (_chain_row(info) for info in line))
+            raise_first(out, failures_of(tree, tree.root()))
         finally:
             tree.close()
 
@@ -97,8 +103,10 @@ def _show_disk(out: Renderer, tree: DiskTree, volumes: tuple[Volume, ...]) -> No
     out.line("")
     scheme = "no partition table" if table.scheme == "none" else f"{table.scheme.upper()} {table.disk_id}"
     out.table(scheme, _VOLUMES, (_volume_row(volume) for volume in volumes))
+    failures = set(map(str, tree.failures()))
     for warning in table.warnings:
-        out.warning(warning)
+        if warning not in failures:
+            out.warning(warning)
 
 
 def _volume_row(volume: Volume) -> tuple[str | bytes | int, ...]:
@@ -111,7 +119,7 @@ def _volume_row(volume: Volume) -> tuple[str | bytes | int, ...]:
         info.type if info else "unknown",
         info.label if info else "",
         info.uuid if info else "",
-        volume.reason or (info.note if info else ""),
+        "unreadable" if volume.failure else volume.reason or (info.note if info else ""),
     )
 
 

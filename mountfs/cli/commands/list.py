@@ -9,15 +9,18 @@ from uuid import UUID
 import typer
 
 from imageformat.repository import ImageSet, Point
-from mountfs.cli.command import command
+from mountfs.cli.command import At, PointName, command
 from mountfs.cli.images import parse_name
+from mountfs.cli.problems import problem_lines
 from mountfs.cli.render import Cell, Column, Renderer, format_size, format_time
 from mountfs.cli.reports import point_result
 from mountfs.session import Session
 
 Place = Annotated[
     str,
-    typer.Argument(metavar="REPO|SET|IMAGE", help="Where the images are.", show_default=False),
+    typer.Argument(
+        metavar="REPO|SET|IMAGE", help="Everything in it, or one point: SET@POINT.", show_default=False
+    ),
 ]
 
 _COLUMNS = (
@@ -32,18 +35,25 @@ _COLUMNS = (
     Column("state"),
 )
 
+EXAMPLES = """\
+mountfs list /backups               every point of every set
+mountfs list /backups/sdb@latest    one point
+"""
+
 
 @command
-def run(out: Renderer, place: Place) -> None:
-    """List sets and points: number, type, time, size of the disk, size stored, parent, state.
+def run(out: Renderer, place: Place, point: PointName = None, at: At = None) -> None:
+    """List sets and points: number, type, local time, size of the disk, size stored, parent, state.
 
     The states: ok (opens, not verified yet), verified, damaged (a verification said so), broken (cannot be
     used; the reason stands below the table).
     """
-    with Session(parse_name(place).path, read_ahead=False) as session:
+    name = parse_name(place, point=point, at=at)
+    with Session(name.path, read_ahead=False) as session:
         location = session.location
-        sets = location.sets()
-        chosen = {point.key for point in location.points()}
+        listed = location.points() if name.selector is None else (location.point(name.selector),)
+        chosen = {entry.key for entry in listed}
+        sets = [entry for entry in location.sets() if chosen.intersection(p.key for p in entry.points)]
         out.result(
             {
                 "repository": location.repository.storage.url,
@@ -58,10 +68,8 @@ def run(out: Renderer, place: Place) -> None:
         )
         out.table("", _COLUMNS, (row for image_set in sets for row in _rows(image_set, chosen)))
         for image_set in sets:
-            for point in image_set.points:
-                if point.problem is not None and point.key in chosen:
-                    message = point.problem.message
-                    out.warning(message if point.key in message else f"{point.key}: {message}")
+            for line in problem_lines(image_set.points, chosen):
+                out.warning(line)
 
 
 def _rows(image_set: ImageSet, chosen: set[str]) -> Iterator[tuple[Cell, ...]]:
@@ -90,7 +98,7 @@ def _row(point: Point, numbers: dict[UUID, int]) -> tuple[Cell, ...]:
         point.set_name,
         info.number,
         info.type.value,
-        format_time(info.created_ns),
+        format_time(info.created_ns, zone=False),
         format_size(sum(disk.size for disk in info.disks)),
         format_size(point.size),
         parent,

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from mountfs.cli.command import At, PointName, command
-from mountfs.cli.images import find_node, opened_tree, parse_inner
+from mountfs.cli.images import failures_of, find_node, opened_tree, parse_inner, raise_first
 from mountfs.cli.render import Column, Renderer, format_time
-from mountfs.listing import describe, list_directory, long_row
+from mountfs.listing import LongRow, describe, list_directory, long_row
 
 Inside = Annotated[
     str,
@@ -30,31 +30,28 @@ _LONG = (
     Column("name"),
 )
 
+EXAMPLES = """\
+mountfs ls /backups/sdb               the partitions of the latest point
+mountfs ls -l /backups/sdb@3:2/etc    a folder of the second partition
+"""
+
 
 @command
 def run(out: Renderer, inside: Inside, long: Long = False, point: PointName = None, at: At = None) -> None:
     """List a folder inside an image, without mounting anything."""
-    with opened_tree(parse_inner(inside, point=point, at=at)) as tree:
-        node, _ = find_node(tree, parse_inner(inside).inner)
+    name = parse_inner(inside, point=point, at=at)
+    with opened_tree(name) as tree:
+        node, _ = find_node(tree, name.inner)
         entries = list_directory(tree, node)
         out.result({"entries": [describe(tree, entry) for entry in entries]})
-        if not long:
+        if long:
+            out.table("", _LONG, (_row(long_row(tree, entry)) for entry in entries))
+        else:
             for entry in entries:
                 out.line(entry.name)
-            return
-        rows = (long_row(tree, entry) for entry in entries)
-        out.table(
-            "",
-            _LONG,
-            (
-                (
-                    row.mode,
-                    row.links,
-                    row.owner,
-                    row.device if row.size is None else row.size,
-                    format_time(row.mtime_ns),
-                    row.label,
-                )
-                for row in rows
-            ),
-        )
+        raise_first(out, failures_of(tree, node))
+
+
+def _row(row: LongRow) -> tuple[str | int, ...]:
+    size = row.device if row.size is None else row.size
+    return row.mode, row.links, row.owner, size, format_time(row.mtime_ns), row.label

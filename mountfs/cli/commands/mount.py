@@ -13,7 +13,7 @@ from imageformat.errors import FuseUnavailableError, UsageError
 from imageformat.plugins import discover
 from mountfs import adapters
 from mountfs.adapters import MountAdapter, MountOptions
-from mountfs.cli.command import At, PointName, command
+from mountfs.cli.command import At, PointName, command, path
 from mountfs.cli.images import ImageName, parse_name
 from mountfs.cli.render import Renderer
 from mountfs.daemon import run_in_background
@@ -28,7 +28,9 @@ Place = Annotated[
         show_default=False,
     ),
 ]
-MountPoint = Annotated[Path, typer.Argument(metavar="DIR", help="An empty folder.", show_default=False)]
+MountPoint = Annotated[
+    Path, typer.Argument(parser=path, metavar="DIR", help="An empty folder.", show_default=False)
+]
 DiskOnly = Annotated[bool, typer.Option("--disk", help="Show only disk.img, for losetup, qemu, testdisk ...")]
 Foreground = Annotated[bool, typer.Option("--foreground", "-f", help="Stay until unmounted or Ctrl-C.")]
 Uid = Annotated[int | None, typer.Option("--uid", min=0, help="Show all files as owned by this user.")]
@@ -38,6 +40,12 @@ Umask = Annotated[
 ]
 AllowOther = Annotated[bool, typer.Option("--allow-other", help="Let other users of this machine in.")]
 CacheSize = Annotated[int, typer.Option("--cache", min=1, metavar="MIB", help="Memory for decoded blocks.")]
+
+EXAMPLES = """\
+mountfs mount /backups mnt               all points of all sets
+mountfs mount /backups/sdb@3 mnt         one point
+mountfs mount /backups/sdb mnt --disk    only disk.img, for qemu or losetup
+"""
 
 
 @command

@@ -6,6 +6,11 @@ from mountfs.cli.command import command
 from mountfs.cli.render import Renderer
 from mountfs.mounts import list_mounts
 
+EXAMPLES = """\
+mountfs mounts
+mountfs mounts --json
+"""
+
 
 @command
 def run(out: Renderer) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,9 +28,14 @@ ImageOrPart = Annotated[
     ),
 ]
 TargetName = Annotated[
-    Path, typer.Argument(metavar="TARGET", help="Disk, partition or file to write.", show_default=False)
+    str, typer.Argument(metavar="TARGET", help="Disk, partition or file to write.", show_default=False)
 ]
 Check = Annotated[bool, typer.Option("--verify", help="Read everything back and compare.")]
+
+EXAMPLES = """\
+mountfs restore /backups/sdb@3 /dev/sdc --verify
+mountfs restore /backups/sdb@3:2 partition.img    only the second partition
+"""
 
 
 @command
@@ -51,14 +55,16 @@ def run(
     mebibyte is written last, so that an interrupted restore never looks bootable.
     """
     name = parse_inner(image, point=point, at=at)
+    if target.endswith("/"):
+        raise UsageError(f"{target} names a folder; name a disk, a partition or a file")
     with opened_point(name, read_ahead=False) as (session, chosen):
         view = session.view(chosen)
         part = choose_part(view, name.inner, view.sector_size)
-        facts = target_facts(str(target), image_files(session, chosen))
+        facts = target_facts(target, image_files(session, chosen))
         check_target(facts, part.size)
         if facts.kind != "new file":
             confirm(out, facts, chosen, part.size, yes=yes)
-        opened = open_target(str(target), part.size, sector_size=view.sector_size, expected=facts)
+        opened = open_target(target, part.size, sector_size=view.sector_size, expected=facts)
         try:
             result = _restore(out, part, opened, threads, check=check)
             opened.commit()
@@ -72,6 +78,7 @@ def choose_part(view: BlockDevice, inner: str | None, sector_size: int) -> Block
 
     Raises:
         NotFoundError: there is none of that name.
+        MountfsError: the partition table cannot be read.
         UsageError: it names something inside a partition.
     """
     wanted = (inner or "").strip("/")
@@ -79,11 +86,13 @@ def choose_part(view: BlockDevice, inner: str | None, sector_size: int) -> Block
         return view
     if "/" in wanted:
         raise UsageError(f"'{wanted}' lies inside a partition; copy files with: mountfs cp")
-    volumes = read_layout(view, file_system_drivers(), sector_size).volumes
-    for volume in volumes:
+    layout = read_layout(view, file_system_drivers(), sector_size)
+    for volume in layout.volumes:
         if wanted in {str(volume.number), volume.name.decode("utf-8", "replace")}:
             return Slice(view, volume.offset, volume.size)
-    known = ", ".join(volume.name.decode("utf-8", "replace") for volume in volumes) or "none"
+    if layout.failure is not None:
+        raise layout.failure
+    known = ", ".join(volume.name.decode("utf-8", "replace") for volume in layout.volumes) or "none"
     raise NotFoundError(f"the image has no partition '{wanted}'; it has: {known}")
 
 
@@ -138,12 +147,12 @@ def _restore(out: Renderer, part: BlockDevice, target: Target, threads: int, *, 
         return restore(part, target, threads=threads, check=check, report=report)
 
 
-def _tell(out: Renderer, chosen: Point, target: Path, result: RestoreResult) -> None:
+def _tell(out: Renderer, chosen: Point, target: str, result: RestoreResult) -> None:
     out.result(
         {
             "set": chosen.set_name,
             "point": chosen.info.number if chosen.info else None,
-            "target": str(target),
+            "target": target,
             "size": result.size,
             "written": result.written,
             "verified": result.verified,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection, Sequence
 from typing import Annotated
 
 import typer
 
-from engine.verify import FileReport, points_of_chain, verify, worst_exit_code
+from engine.verify import Damage, FileReport, points_of_chain, verify, worst_exit_code
 from imageformat.repository import Point
 from mountfs.cli.command import At, PointName, Threads, command
 from mountfs.cli.images import ImageName, parse_name
+from mountfs.cli.problems import causes, dependents_text
 from mountfs.cli.render import Renderer, counted, format_size
 from mountfs.cli.reports import damage_result, point_result, show_damages
 from mountfs.damage import FilesByDamage, name_damage
@@ -23,6 +26,11 @@ Place = Annotated[
         show_default=False,
     ),
 ]
+
+EXAMPLES = """\
+mountfs verify /backups          every image
+mountfs verify /backups/sdb@3    what point 3 depends on, and nothing else
+"""
 
 
 @command
@@ -45,15 +53,20 @@ def run(out: Renderer, place: Place, point: PointName = None, at: At = None, thr
                 )
             )
         files = {report.point.key: name_damage(session, report.point, _ranges(report)) for report in reports}
+        blamed = {cause.point.key: cause for cause in causes(points)}
+        victims = {point.key for cause in blamed.values() for point in cause.dependents}
         for report in reports:
-            _tell(out, report, files[report.point.key])
-    damaged = sum(1 for report in reports if report.damages)
+            cause = blamed.get(report.point.key)
+            _tell_program(out, report, files[report.point.key])
+            _tell(
+                out,
+                _own(report) if report.point.key in victims else report,
+                files[report.point.key],
+                dependents_text(cause.dependents) if cause is not None else "",
+            )
     blocks = sum(report.blocks for report in reports)
     summary = f"{counted(len(reports), 'image')}, {counted(blocks, 'block')}, {format_size(total)} read: "
-    unread = sum(1 for report in reports if report.unread)
-    wrong = [f"{counted(damaged, 'image')} damaged"] if damaged else []
-    wrong += [f"{counted(unread, 'image')} could not be read"] if unread else []
-    out.line(summary + (", ".join(wrong) or "everything is right"))
+    out.line(summary + _verdict(reports, victims))
     return worst_exit_code(reports)
 
 
@@ -74,12 +87,35 @@ def _ranges(report: FileReport) -> tuple[tuple[int, int], ...]:
     )
 
 
-def _tell(out: Renderer, report: FileReport, files: FilesByDamage) -> None:
-    named = {
+def _own(report: FileReport) -> FileReport:
+    """Leave out what a report says of the parent of its image: it was said of the image that is to blame."""
+    problem = report.point.problem
+    own = tuple(damage for damage in report.damages if problem is None or damage.message != problem.message)
+    return dataclasses.replace(
+        report, damages=own, damaged_count=report.damaged_count - len(report.damages) + len(own)
+    )
+
+
+def _verdict(reports: Sequence[FileReport], victims: Collection[str]) -> str:
+    damaged = sum(1 for report in reports if report.damages and report.point.key not in victims)
+    unread = sum(1 for report in reports if report.unread)
+    depending = sum(1 for report in reports if report.point.key in victims) if damaged else 0
+    wrong = [f"{counted(damaged, 'image')} damaged"] if damaged else []
+    wrong += [f"{depending} more depend on that"] if depending else []
+    wrong += [f"{counted(unread, 'image')} could not be read"] if unread else []
+    return ", ".join(wrong) or "everything is right"
+
+
+def _named(report: FileReport, files: FilesByDamage) -> dict[Damage, Sequence[str]]:
+    return {
         damage: files.get((damage.disk_offset, damage.length), ())
         for damage in report.damages
         if damage.disk_offset is not None
     }
+
+
+def _tell_program(out: Renderer, report: FileReport, files: FilesByDamage) -> None:
+    named = _named(report, files)
     out.result(
         {
             **point_result(report.point),
@@ -92,11 +128,14 @@ def _tell(out: Renderer, report: FileReport, files: FilesByDamage) -> None:
             "failures": [damage_result(failure, ()) for failure in report.unread],
         }
     )
+
+
+def _tell(out: Renderer, report: FileReport, files: FilesByDamage, after: str) -> None:
     if report.transient:
         out.warning(
             f"{report.point.key}: {report.transient} reads were wrong once: the medium may be failing"
         )
     if report.damages or report.unread:
-        show_damages(out, (report,), named)
-    else:
+        show_damages(out, (report,), _named(report, files), after=after)
+    elif report.point.problem is None:
         out.line(f"ok       {report.point.key}: {counted(report.blocks, 'block')}")

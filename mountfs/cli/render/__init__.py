@@ -1,6 +1,7 @@
 """The one renderer: every word that a command says goes through here, and is harmless when it comes out.
 
-People get text, drawn with rich on a terminal and plain elsewhere; programs get one JSON object a line.
+People get text, drawn with rich on a terminal and plain elsewhere; programs get one JSON object a line. To
+both, standard output gives what was asked for, and standard error tells the rest.
 """
 
 from __future__ import annotations
@@ -63,12 +64,13 @@ def make_renderer(
         clock: seconds, for speeds.
     """
     out = Output(output or sys.stdout)
+    told = Messages(messages or sys.stderr)
     if json:
-        return JsonRenderer(out, quiet=quiet, verbose=verbose, clock=clock)
+        return JsonRenderer(out, told, quiet=quiet, verbose=verbose, clock=clock)
     variables = os.environ if environ is None else environ
     return HumanRenderer(
         out,
-        Messages(messages or sys.stderr),
+        told,
         answers or sys.stdin,
         quiet=quiet,
         verbose=verbose,

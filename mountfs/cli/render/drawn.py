@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task
 from rich.progress import Progress as RichProgress
+from rich.table import Column as TableColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from mountfs.cli.render.progress import LiveProgress, Meter
 
 
+_ANY_WIDTH = 1 << 20
+
+
 def draw_table(stream: TextIO, title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
     """Return a table drawn for the terminal behind ``stream``; every text is safe already."""
     table = Table(box=None, pad_edge=False, title=Text(title) if title else None, title_justify="left")
@@ -35,9 +39,15 @@ def draw_table(stream: TextIO, title: str, columns: Sequence[Column], rows: Iter
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console = _console(stream)
+    table.collapse_padding = _natural_width(console, table) > console.width
+    console.width = max(console.width, _natural_width(console, table))  # a folded row is hard to read
     with console.capture() as capture:
-        console.print(table)
+        console.print(table, crop=False)
     return capture.get().rstrip("\n")
+
+
+def _natural_width(console: Console, table: Table) -> int:
+    return console.measure(table, options=console.options.update(width=_ANY_WIDTH)).maximum
 
 
 def _console(stream: TextIO) -> Console:
@@ -48,7 +58,7 @@ class _MeterColumn(ProgressColumn):
     """Bytes, speed and time left."""
 
     def __init__(self, meter: Meter) -> None:
-        super().__init__()
+        super().__init__(table_column=TableColumn(no_wrap=True))  # the label gives way, not the figures
         self._meter = meter
 
     def render(self, task: Task) -> Text:
@@ -86,7 +96,7 @@ class Bar:
         # rich would otherwise take over the standard streams, and with them what is piped elsewhere
         self._progress = RichProgress(
             SpinnerColumn(),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             _MeterColumn(meter),
             _LabelColumn(),
             console=_console(stream),

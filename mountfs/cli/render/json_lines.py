@@ -1,4 +1,7 @@
-"""Output for programs: one JSON object a line on standard output, errors and progress among them."""
+"""Output for programs: results on standard output, all else on standard error, one JSON object a line.
+
+So what a command found can be handed to ``jq`` as it is, and a log of what happened is no part of it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from imageformat.errors import MountfsError
     from mountfs.cli.render.model import Cell, Column, Text
     from mountfs.cli.render.progress import Clock
-    from mountfs.cli.render.streams import Output
+    from mountfs.cli.render.streams import Messages, Output
 
 _EVERY = 0.5
 """Seconds between two lines of progress."""
@@ -57,8 +60,11 @@ def _repair(value: object) -> object:
 class JsonRenderer:
     """See `Renderer`."""
 
-    def __init__(self, output: Output, *, quiet: bool, verbose: bool, clock: Clock) -> None:
+    def __init__(
+        self, output: Output, messages: Messages, *, quiet: bool, verbose: bool, clock: Clock
+    ) -> None:
         self._output = output
+        self._messages = messages
         self._quiet = quiet
         self._verbose = verbose
         self._clock = clock
@@ -73,24 +79,24 @@ class JsonRenderer:
         """See `Renderer`."""
         if "type" in obj:
             raise ValueError("a result cannot have a type of its own")
-        self._emit({"type": "result", **obj})
+        self._output.write(to_json({"type": "result", **obj}), flush=True)
 
     def note(self, text: Text) -> None:
-        """See `Renderer`; on standard output, as everything here."""
+        """See `Renderer`."""
         if not self._quiet:
             self._emit({"type": "note", "message": safe_text(text)})
 
     def detail(self, text: Text) -> None:
-        """See `Renderer`; on standard output, as everything here."""
+        """See `Renderer`."""
         if self._verbose:
             self._emit({"type": "detail", "message": safe_text(text)})
 
     def warning(self, text: Text) -> None:
-        """See `Renderer`; on standard output, as everything here."""
+        """See `Renderer`."""
         self._emit({"type": "warning", "message": safe_text(text)})
 
     def error(self, error: MountfsError) -> None:
-        """See `Renderer`; on standard output, as everything here."""
+        """See `Renderer`."""
         told: dict[str, object] = {
             "type": "error",
             "error": type(error).__name__,
@@ -117,7 +123,7 @@ class JsonRenderer:
             self._emit(told)
 
     def _emit(self, told: Mapping[str, object]) -> None:
-        self._output.write(to_json(told), flush=True)
+        self._messages.write(to_json(told))
 
 
 class JsonProgress:

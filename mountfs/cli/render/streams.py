@@ -89,10 +89,10 @@ def written_to_output() -> Iterator[None]:
 def harden(stream: TextIO) -> TextIO:
     """Make a stream write what its encoding lacks as escapes, where others would raise.
 
-    What was written before is flushed by that, so that a reader who has gone may be noticed here.
+    What was written before is flushed by that; where it fails, the next write fails too, and is told.
     """
     if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             stream.reconfigure(errors="backslashreplace")
     return stream
 
@@ -108,16 +108,30 @@ def is_terminal(stream: TextIO) -> bool:
 def run_to_exit_code(main: Callable[[], int]) -> int:
     """Run a program to its exit code; when its reader goes away, end quietly with 141.
 
-    The streams are flushed here, since an error at the interpreter's own last flush cannot be caught.
+    The streams are flushed here, since an error at the interpreter's own last flush cannot be caught. A
+    program that wants to tell of one calls `flush_output` itself.
     """
+    code = 0
     try:
         code = main()
-        with written_to_output():
-            sys.stdout.flush()
+        flush_output()
     except OutputClosedError:
         _discard_output()
         return BROKEN_PIPE_EXIT
+    except DestinationError as error:
+        _discard_output()
+        return code or error.exit_code
     return code
+
+
+def flush_output() -> None:
+    """Hand on what is still buffered.
+
+    Raises:
+        OutputClosedError, DestinationError: as of `Output.write`.
+    """
+    with written_to_output():
+        sys.stdout.flush()
 
 
 def _discard_output() -> None:

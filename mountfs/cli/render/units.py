@@ -33,14 +33,14 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
-def format_time(time_ns: int) -> str:
-    """Return a time in the local zone with its offset: ``2024-05-01 13:22:01 +02:00``."""
+def format_time(time_ns: int, *, zone: bool = True) -> str:
+    """Return a time in the local zone, and its offset: ``2024-05-01 13:22:01 +02:00``."""
     try:
         moment = dt.datetime.fromtimestamp(time_ns // 1_000_000_000, tz=dt.UTC).astimezone()
     except (OverflowError, ValueError, OSError):
         return f"{time_ns} ns"
     offset = f"{moment:%z}"
-    return f"{moment:%Y-%m-%d %H:%M:%S} {offset[:3]}:{offset[3:5]}"
+    return f"{moment:%Y-%m-%d %H:%M:%S}" + (f" {offset[:3]}:{offset[3:5]}" if zone else "")
 
 
 def counted(number: int, noun: str) -> str:
