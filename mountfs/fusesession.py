@@ -11,26 +11,24 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
-import logging
 import os
 import stat
 import threading
 from collections import OrderedDict
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from imageformat.errors import MountfsError
+from mountfs.fusemounting import raise_read_ahead
+from mountfs.upcalls import FailureLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
+    from pathlib import Path
 
     from mountfs.posixview import Attributes, PosixView
 
 KEEP_S = 3600.0
 KEEP_VOLATILE_S = 1.0
-READ_AHEAD_KIB = 1024
-"""Largest request a FUSE mount can make; only root may ask for that much."""
 
 Untyped: TypeAlias = Any
 """What belongs to mfusepy or was handed over by ctypes; neither has types."""
@@ -45,8 +43,6 @@ _REFUSED = (
     "setxattr", "removexattr", "create", "utimens", "fallocate", "copy_file_range",
 )  # fmt: skip
 
-_log = logging.getLogger(__name__)
-
 
 class FuseSession:
     """One mount: the table of callbacks, and what they share."""
@@ -59,7 +55,7 @@ class FuseSession:
         self._mountpoint = mountpoint
         self._ready = ready
         self._config: Untyped = None
-        self._logged: OrderedDict[str, None] = OrderedDict()
+        self._failures = FailureLog()
         self._seen: OrderedDict[bytes, Hashable] = OrderedDict()
         self._stat_size = ctypes.sizeof(binding.c_stat)
 
@@ -99,32 +95,10 @@ class FuseSession:
         def call(*arguments: object) -> int:
             try:
                 return callback(*arguments)
-            except MountfsError as error:
-                self._report(error)
-                return -error.errno
-            except OSError as error:
-                return -(error.errno or errno.EIO)
             except Exception as error:  # noqa: BLE001 - libfuse would take an escaped exception for success
-                self._log_once(f"unexpected failure: {type(error).__name__}: {error}")
-                _log.debug("unexpected failure in %s", callback.__name__, exc_info=True)
-                return -errno.EIO
+                return -self._failures.errno_of(error, callback.__name__)
 
         return call
-
-    def _report(self, error: MountfsError) -> None:
-        if error.errno == errno.ENOENT:
-            _log.debug("%s", error)
-        else:
-            self._log_once(str(error))
-
-    def _log_once(self, message: str) -> None:
-        """Log each message once: the kernel repeats a failed read in smaller pieces."""
-        if message not in self._logged:
-            _log.warning("%s", message)
-        self._logged[message] = None
-        self._logged.move_to_end(message)
-        if len(self._logged) > _REMEMBERED:
-            self._logged.popitem(last=False)
 
     def _init(self, _connection: object, config: Untyped) -> int:
         settings = config.contents
@@ -141,10 +115,7 @@ class FuseSession:
         """Call ``ready`` when the kernel answers: it holds this call until the handshake is over."""
         with suppress(OSError):
             os.statvfs(self._mountpoint)
-            device = self._mountpoint.stat().st_dev
-            bdi = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
-            if os.geteuid() == 0:
-                bdi.write_text(str(READ_AHEAD_KIB), "ascii")
+        raise_read_ahead(self._mountpoint)
         self._ready()
 
     def _keep(self, attributes: Attributes) -> None:

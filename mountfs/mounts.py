@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -191,6 +192,19 @@ def abort(record: MountRecord) -> None:
     except OSError as error:
         raise MountError(f"the connection of {shown} cannot be cut without sudo: {error.strerror}") from error
     unmount(record.mountpoint, lazy=True)
+
+
+def end_now(path: Path) -> None:
+    """End our own mount at ``path``, whoever uses it: they get errors. Nothing happens when it is gone."""
+    line = _topmost(_absolute(path))
+    if line is None or line.type != FUSE_TYPE:
+        return
+    try:
+        abort(_record(line, MountState.OK))
+    except (AccessDeniedError, MountError):
+        # Not every machine shows the connections to users; a detached mount ends with its last user.
+        with suppress(AccessDeniedError, MountError):
+            unmount(path, lazy=True)
 
 
 def _absolute(path: Path) -> Path:

@@ -38,6 +38,8 @@ class MountAdapter:
     unavailable: Callable[[], str | None]
     """None when it can mount here; else one sentence saying what is missing and the command that mends
     it. Cheap, changes nothing, and never raises."""
+    rank: int
+    """Of those that can mount here, the lowest is taken."""
     mount: Callable[[FileTree, MountOptions, Callable[[], None]], None]
     """Serve a tree, read-only, until it is unmounted or the process gets SIGTERM, SIGINT or SIGHUP; the
     mount is gone when it returns. Called in the main thread. ``ready()`` is called exactly once, from any

@@ -5,10 +5,6 @@ layer is not: it decodes every path, copies every read twice and turns unknown f
 
 One thread serves the mount (``-s``): threads that fight for the interpreter lock cost more than they give
 on hot reads. Nothing here depends on that, except that one slow read of the storage delays the others.
-
-Permissions: without ``allow_other`` nobody but the user who mounted can reach the files, so the kernel does
-not check permissions and he reads all of his own backup, whoever owned the files on the imaged machine. With
-``allow_other``, or when root mounts, the kernel checks them.
 """
 
 from __future__ import annotations
@@ -16,17 +12,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import shutil
 import signal
 import sys
 import threading
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imageformat.errors import FuseUnavailableError, MountError, MountPointError
+from imageformat.errors import FuseUnavailableError, MountError
 from mountfs.adapters import MountAdapter, MountOptions
+from mountfs.fusemounting import check_as_user, device_missing, helper_missing, option_words
 from mountfs.fusesession import FuseSession, Untyped
 from mountfs.mounts import check_mountpoint
 from mountfs.names import safe_text
@@ -37,11 +32,7 @@ if TYPE_CHECKING:
 
     from mountfs.tree import FileTree
 
-TYPE_NAME = "mountfs"
-
 _LIBRARIES = ("libfuse3.so.4", "libfuse3.so.3")
-_FUSE_CONF = Path("/etc/fuse.conf")
-_FUSE_DEVICE = Path("/dev/fuse")
 _MOUNT_FAILED = 6
 """libfuse's `fuse_main` returns 1 to 6 when it could not mount, and more when its loop ended by a signal."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -53,14 +44,12 @@ def unavailable() -> str | None:
         return "FUSE mounts are made on Linux only"
     if find_spec("mfusepy") is None:
         return "the Python package mfusepy is not installed: pip install mfusepy"
-    if _library() is None or (os.geteuid() != 0 and shutil.which("fusermount3") is None):
+    if _library() is None:
         return "libfuse 3 is not installed: sudo apt install fuse3 (or: dnf install fuse3, pacman -S fuse3)"
-    device = _FUSE_DEVICE
-    if not device.exists():
-        return f"{device} is missing: sudo modprobe fuse (in a container: start it with --device {device})"
-    if not os.access(device, os.R_OK | os.W_OK):
-        return f"{device} is not open to this user: sudo chmod 666 {device} (or join the group that owns it)"
-    return None
+    helper = helper_missing()
+    if helper is not None:
+        return helper
+    return device_missing()
 
 
 def mount(tree: FileTree, options: MountOptions, ready: Callable[[], None]) -> None:
@@ -69,48 +58,17 @@ def mount(tree: FileTree, options: MountOptions, ready: Callable[[], None]) -> N
     if reason is not None:
         raise FuseUnavailableError(reason)
     mountpoint = check_mountpoint(options.mountpoint)
-    if os.geteuid() != 0:
-        _check_as_user(options, mountpoint)
+    check_as_user(options, mountpoint)
     view = PosixView(tree, uid=options.uid, gid=options.gid, umask=options.umask)
     view.attributes(b"/")
     session = FuseSession(_load_binding(), view, mountpoint, ready)
-    arguments = [b"mountfs", b"-f", b"-s", b"-o", _mount_options(options), os.fsencode(mountpoint)]
+    arguments = [b"mountfs", b"-f", b"-s", b"-o", os.fsencode(option_words(options)), os.fsencode(mountpoint)]
     with _default_signals():
         code = session.run(arguments)
     if 0 < code <= _MOUNT_FAILED:
         raise MountError(
             f"the mount at {safe_text(str(mountpoint))} was refused; libfuse or fusermount3 said why above"
         )
-
-
-def _check_as_user(options: MountOptions, mountpoint: Path) -> None:
-    if not os.access(mountpoint, os.W_OK):
-        raise MountPointError(
-            f"{safe_text(str(mountpoint))} is not yours to write: mount on a folder of your own"
-        )
-    if options.allow_other and not _allows_others(_FUSE_CONF):
-        raise MountError(
-            f"other users can be let in only after root adds the line user_allow_other to {_FUSE_CONF}: "
-            f"echo user_allow_other | sudo tee -a {_FUSE_CONF}"
-        )
-
-
-def _allows_others(configuration: Path) -> bool:
-    try:
-        lines = configuration.read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return False
-    return any(line.strip() == "user_allow_other" for line in lines)
-
-
-def _mount_options(options: MountOptions) -> bytes:
-    source = safe_text(options.source).replace("\\", "\\\\").replace(",", "\\,")
-    words = ["ro", "nosuid", "nodev", f"subtype={TYPE_NAME}", f"fsname={source or TYPE_NAME}"]
-    if options.allow_other:
-        words.append("allow_other")
-    if options.allow_other or os.geteuid() == 0:
-        words.append("default_permissions")
-    return os.fsencode(",".join(words))
 
 
 @functools.cache
@@ -157,4 +115,4 @@ def _default_signals() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-PLUGIN = MountAdapter(name="fuse", unavailable=unavailable, mount=mount)
+PLUGIN = MountAdapter(name="fuse", unavailable=unavailable, rank=1, mount=mount)

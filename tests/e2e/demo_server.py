@@ -17,10 +17,11 @@ import time
 from pathlib import Path
 from typing import Never, Self
 
+import mountfs.adapters
 from imageformat.errors import CorruptImageError, MountfsError
 from imageformat.extent import Extent, ExtentKind
-from mountfs.adapters import MountOptions
-from mountfs.adapters.fuse import PLUGIN
+from imageformat.plugins import discover
+from mountfs.adapters import MountAdapter, MountOptions
 from mountfs.daemon import run_in_background
 from mountfs.foldertree import Entry, FolderTree
 from mountfs.memorytree import Item, MemoryTree, folder
@@ -169,6 +170,12 @@ class Server:
         return self.process.returncode, out, err
 
 
+def adapter() -> MountAdapter:
+    """The adapter that the test asks for."""
+    name = os.environ.get("DEMO_ADAPTER", "fuse")
+    return next(found for found in discover(mountfs.adapters).available if found.name == name)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("kind")
@@ -184,7 +191,9 @@ def main() -> int:
     tree = {
         "demo": demo,
         "points": lambda: points(given.folder),
-        "hang": lambda: MemoryTree(folder({b"file": Item(size=10, read=_hang)})),
+        "hang": lambda: MemoryTree(
+            folder({b"file%d" % number: Item(size=10, read=_hang) for number in range(4)})
+        ),
         "broken-root": lambda: BrokenRoot(folder({})),
     }[given.kind]()
     options = MountOptions(
@@ -192,9 +201,9 @@ def main() -> int:
     )
     try:
         if given.background:
-            run_in_background(lambda ready: PLUGIN.mount(tree, options, ready))
+            run_in_background(lambda ready: adapter().mount(tree, options, ready))
         else:
-            PLUGIN.mount(tree, options, lambda: print("ready", flush=True))
+            adapter().mount(tree, options, lambda: print("ready", flush=True))
     except MountfsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

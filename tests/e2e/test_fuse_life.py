@@ -18,7 +18,6 @@ import pytest
 from imageformat.errors import CorruptImageError, MountError, MountPointError
 from mountfs import mounts
 from mountfs.adapters import MountOptions
-from mountfs.adapters.fuse import PLUGIN, unavailable
 from mountfs.memorytree import MemoryTree, folder
 from mountfs.mounts import MountState, abort, clear_stale, list_mounts, unmount
 from support.everyone import (
@@ -42,9 +41,11 @@ _spec.loader.exec_module(demo_server)
 Server = demo_server.Server
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _needs_fuse() -> None:
-    reason = unavailable()
+@pytest.fixture(scope="module", autouse=True, params=["devfuse", "fuse"])
+def _needs_fuse(request: pytest.FixtureRequest) -> None:
+    """Every adapter shows and does the same."""
+    os.environ["DEMO_ADAPTER"] = request.param
+    reason = demo_server.adapter().unavailable()
     if reason is not None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
@@ -98,7 +99,7 @@ def test_a_killed_server_leaves_a_stale_mount_that_can_be_cleared(tmp_path: Path
         server.process.wait()
         assert state_of(mountpoint) is MountState.STALE
         with pytest.raises(MountPointError, match="umount"):
-            PLUGIN.mount(MemoryTree(folder({})), MountOptions(mountpoint, "x"), lambda: None)
+            demo_server.adapter().mount(MemoryTree(folder({})), MountOptions(mountpoint, "x"), lambda: None)
         assert clear_stale(tmp_path / "other") == []
         assert state_of(mountpoint) is MountState.STALE
         assert [record.mountpoint for record in clear_stale(tmp_path)] == [mountpoint]
@@ -108,16 +109,21 @@ def test_a_killed_server_leaves_a_stale_mount_that_can_be_cleared(tmp_path: Path
 
 def test_a_hanging_server_is_told_from_a_dead_one_and_can_be_cut_off(tmp_path: Path) -> None:
     with Server("hang", tmp_path) as server:
-        # A process of its own: one that has the file open hangs with its server whenever it starts another.
-        reader = subprocess.Popen(["cat", tmp_path / "file"], stderr=subprocess.PIPE)
+        # Processes of their own: one that has a file open hangs with its server whenever it starts another.
+        # More of them than a server has threads: one read that hangs need not hang a mount.
+        readers = [
+            subprocess.Popen(["cat", tmp_path / f"file{number}"], stderr=subprocess.PIPE)
+            for number in range(4)
+        ]
         try:
             eventually(lambda: state_of(tmp_path) is MountState.NOT_RESPONDING)
             assert clear_stale(tmp_path) == []
         finally:
             abort(next(record for record in list_mounts(timeout_s=0.5) if record.mountpoint == tmp_path))
-        _, err = reader.communicate(timeout=20)
-        assert reader.returncode == 1
-        assert b"cat:" in err
+        for reader in readers:
+            _, err = reader.communicate(timeout=20)
+            assert reader.returncode == 1
+            assert b"cat:" in err
         assert state_of(tmp_path) is None
         assert server.process.poll() is None
 
@@ -129,10 +135,10 @@ def test_mount_points_that_will_not_do(tmp_path: Path) -> None:
     (tmp_path / "full" / "file").write_text("")
     for name, message in [("none", "mkdir"), ("file", "not a folder"), ("full", "not empty")]:
         with pytest.raises(MountPointError, match=message):
-            PLUGIN.mount(tree, MountOptions(tmp_path / name, "x"), lambda: None)
+            demo_server.adapter().mount(tree, MountOptions(tmp_path / name, "x"), lambda: None)
     (tmp_path / "used").mkdir()
     with Server("demo", tmp_path / "used"), pytest.raises(MountPointError, match="mounted already"):
-        PLUGIN.mount(tree, MountOptions(tmp_path / "used", "x"), lambda: None)
+        demo_server.adapter().mount(tree, MountOptions(tmp_path / "used", "x"), lambda: None)
     with pytest.raises(MountPointError, match="not a mount of mountfs"):
         unmount(tmp_path / "full")
 
@@ -155,7 +161,7 @@ def test_a_tree_without_top_folder_is_not_mounted(tmp_path: Path) -> None:
             raise CorruptImageError("no top folder")
 
     with pytest.raises(CorruptImageError):
-        PLUGIN.mount(Broken(folder({})), MountOptions(tmp_path, "x"), lambda: None)
+        demo_server.adapter().mount(Broken(folder({})), MountOptions(tmp_path, "x"), lambda: None)
     assert state_of(tmp_path) is None
 
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mountfs.adapters.fuse import unavailable
 from mountfs.mounts import list_mounts
 from mountfs.names import to_path_name
 
@@ -33,9 +32,11 @@ _spec.loader.exec_module(demo_server)
 Server, pattern = demo_server.Server, demo_server.pattern
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _needs_fuse() -> None:
-    reason = unavailable()
+@pytest.fixture(scope="module", autouse=True, params=["devfuse", "fuse"])
+def _needs_fuse(request: pytest.FixtureRequest) -> None:
+    """Every adapter shows and does the same."""
+    os.environ["DEMO_ADAPTER"] = request.param
+    reason = demo_server.adapter().unavailable()
     if reason is not None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from imageformat.errors import FuseUnavailableError, MountError, MountPointError
+from mountfs import fusemounting
 from mountfs.adapters import MountOptions
 from mountfs.adapters import fuse as adapter
 from mountfs.memorytree import MemoryTree, folder
@@ -22,7 +23,7 @@ def complete(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(adapter, "_library", lambda: "libfuse3.so.3")
     monkeypatch.setattr(adapter, "find_spec", lambda name: name)
-    monkeypatch.setattr(adapter, "_FUSE_DEVICE", Path(os.devnull))
+    monkeypatch.setattr(fusemounting, "_DEVICE", Path(os.devnull))
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     return monkeypatch
 
@@ -38,7 +39,7 @@ def test_each_missing_part_is_named_with_the_command_that_mends_it(
         (sys, "platform", "darwin", "Linux only"),
         (adapter, "find_spec", lambda _name: None, "pip install mfusepy"),
         (adapter, "_library", lambda: None, "apt install fuse3"),
-        (adapter, "_FUSE_DEVICE", tmp_path / "fuse", "modprobe fuse"),
+        (fusemounting, "_DEVICE", tmp_path / "fuse", "modprobe fuse"),
     ]
     for owner, name, value, expected in cases:
         with complete.context() as missing:
@@ -70,7 +71,7 @@ def test_letting_others_in_needs_a_line_in_the_configuration(
 ) -> None:
     configuration = tmp_path / "fuse.conf"
     complete.setattr(os, "geteuid", lambda: 1000)
-    complete.setattr(adapter, "_FUSE_CONF", configuration)
+    complete.setattr(fusemounting, "_CONFIGURATION", configuration)
     options = MountOptions(tmp_path / "mnt", "x", allow_other=True)
     options.mountpoint.mkdir()
     for text in (None, "", "# user_allow_other\n", "mount_max = 3\nuser_allow_others\n"):
@@ -79,7 +80,7 @@ def test_letting_others_in_needs_a_line_in_the_configuration(
         with pytest.raises(MountError, match="user_allow_other"):
             adapter.mount(MemoryTree(folder({})), options, lambda: None)
     configuration.write_text("mount_max = 3\n  user_allow_other  \n")
-    assert adapter._allows_others(configuration)
+    assert fusemounting._allows_others(configuration)
 
 
 def test_a_folder_of_somebody_else_is_refused(complete: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -94,13 +95,16 @@ def test_a_folder_of_somebody_else_is_refused(complete: pytest.MonkeyPatch, tmp_
     [("plain", b"plain"), ("a,b", b"a\\,b"), ("c\\d", b"c\\\\d"), ("n\nl", b"n\\\\x0al"), ("", b"mountfs")],
 )
 def test_the_source_cannot_smuggle_options(source: str, expected: bytes) -> None:
-    assert b",fsname=" + expected + b"," in adapter._mount_options(MountOptions(Path("/"), source)) + b","
+    words = fusemounting.option_words(MountOptions(Path("/"), source)).encode()
+    assert b",fsname=" + expected + b"," in words + b","
 
 
 def test_the_kernel_checks_permissions_only_where_others_can_come_in(monkeypatch: pytest.MonkeyPatch) -> None:
     def words(*, uid: int, others: bool) -> set[bytes]:
         monkeypatch.setattr(os, "geteuid", lambda: uid)
-        return set(adapter._mount_options(MountOptions(Path("/"), "x", allow_other=others)).split(b","))
+        return set(
+            fusemounting.option_words(MountOptions(Path("/"), "x", allow_other=others)).encode().split(b",")
+        )
 
     always = {b"ro", b"nosuid", b"nodev", b"subtype=mountfs", b"fsname=x"}
     assert words(uid=1000, others=False) == always

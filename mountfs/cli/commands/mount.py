@@ -39,6 +39,9 @@ Umask = Annotated[
     str | None, typer.Option("--umask", metavar="OCTAL", help="Take these permission bits from all files.")
 ]
 AllowOther = Annotated[bool, typer.Option("--allow-other", help="Let other users of this machine in.")]
+AdapterName = Annotated[
+    str | None, typer.Option("--adapter", metavar="NAME", help="How to mount; default: the fastest that can.")
+]
 CacheSize = Annotated[int, typer.Option("--cache", min=1, metavar="MIB", help="Memory for decoded blocks.")]
 
 EXAMPLES = """\
@@ -61,6 +64,7 @@ def run(
     gid: Gid = None,
     umask: Umask = None,
     allow_other: AllowOther = False,
+    adapter_name: AdapterName = None,
     cache: CacheSize = 64,
 ) -> None:
     """Mount read-only: DIR/SET/POINT/{disk.img, 1-fat32-EFI/..., 2-ntfs-Data/...}, or one point alone.
@@ -68,7 +72,7 @@ def run(
     Returns when the folder can be used. New points appear while it is mounted. End it with
     'mountfs umount DIR'.
     """
-    adapter = fuse_adapter()
+    adapter = fuse_adapter(adapter_name)
     name = parse_name(place, point=point, at=at)
     name = name._replace(path=str(Path(name.path).absolute()))
     options = MountOptions(
@@ -96,19 +100,23 @@ def _tell(out: Renderer, facts: dict[str, object], end: str) -> None:
     out.note(f"{facts['source']} is mounted at {facts['mountpoint']}; end it with: {end}")
 
 
-def fuse_adapter() -> MountAdapter:
-    """Return the adapter that mounts on this machine.
+def fuse_adapter(name: str | None) -> MountAdapter:
+    """Return the adapter that mounts on this machine: the named one, or the best that can.
 
     Raises:
-        FuseUnavailableError: none does; what is missing, and what works without it.
+        UsageError: there is none of that name.
+        FuseUnavailableError: none can; what is missing, and what works without it.
     """
-    reasons = []
-    for adapter in discover(adapters).available:
+    known: dict[str, MountAdapter] = {adapter.name: adapter for adapter in discover(adapters).available}
+    if name is not None and name not in known:
+        raise UsageError(f"--adapter {name}: known are {', '.join(sorted(known))}")
+    wanted = [known[name]] if name is not None else sorted(known.values(), key=lambda adapter: adapter.rank)
+    reasons = {}
+    for adapter in wanted:
         reason = adapter.unavailable()
         if reason is None:
-            found: MountAdapter = adapter
-            return found
-        reasons.append(reason)
+            return adapter
+        reasons[reason] = adapter
     error = FuseUnavailableError("; ".join(reasons) or "no way to mount is installed")
     error.add_note("ls, tree, cat, cp, verify and restore work without it")
     raise error

@@ -1,0 +1,239 @@
+"""Serving one mount on ``/dev/fuse``: requests of the kernel, answered from a `PosixView`.
+
+What the kernel may remember: content for ever (an image never changes); names and attributes for an hour;
+names of volatile places, such as the points of a repository, for a second; absent names never.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, TypeAlias
+
+from mountfs import fuseprotocol as fuse
+from mountfs.fusenodes import NodeTable
+from mountfs.fuseprotocol import Opcode, Request
+from mountfs.upcalls import FailureLog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from mountfs.posixview import PosixView
+
+    Handler: TypeAlias = Callable[[Request], bytes]
+
+KEEP_S = 3600
+KEEP_VOLATILE_S = 1
+THREADS = 2
+"""More of them fight for the interpreter lock; with one, every reader waits for one decompression."""
+
+_GONE = frozenset({errno.ENODEV, errno.EBADF})
+_ABORTED = frozenset({errno.ENOENT, errno.EINTR, errno.EAGAIN})
+_log = logging.getLogger(__name__)
+
+
+class FuseLoop:
+    """Answers what the kernel asks on one descriptor. ``ended`` is called when the mount is gone."""
+
+    def __init__(self, fd: int, view: PosixView, ended: Callable[[], None]) -> None:
+        self._fd = fd
+        self._ended = ended
+        self.is_gone = False
+        """The kernel has ended the mount."""
+        self._view = view
+        self._nodes = NodeTable(view.attributes)
+        self._failures = FailureLog()
+        self._stopped = False
+        self._handlers: dict[int, Handler] = {
+            Opcode.INIT: self._init,
+            Opcode.LOOKUP: self._lookup,
+            Opcode.GETATTR: self._getattr,
+            Opcode.READLINK: self._readlink,
+            Opcode.OPEN: self._open,
+            Opcode.RELEASE: self._release,
+            Opcode.OPENDIR: self._opendir,
+            Opcode.READDIR: self._readdir,
+            Opcode.READDIRPLUS: self._readdirplus,
+            Opcode.RELEASEDIR: self._releasedir,
+            Opcode.GETXATTR: self._getxattr,
+            Opcode.LISTXATTR: self._listxattr,
+            Opcode.STATFS: self._statfs,
+            Opcode.LSEEK: self._lseek,
+        }
+
+    def start(self) -> list[threading.Thread]:
+        """Serve in threads of its own; they end when the mount is gone."""
+        threads = [
+            threading.Thread(target=self.serve, name=f"fuse-{number}", daemon=True)
+            for number in range(THREADS)
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def stop(self) -> None:
+        """Answer nothing but EIO from now on: what is served is about to be closed."""
+        self._stopped = True
+
+    def serve(self) -> None:
+        """Answer requests until the mount is gone."""
+        try:
+            self._serve()
+        finally:
+            self.is_gone = True
+            self._ended()
+
+    def _serve(self) -> None:
+        buffer = bytearray(fuse.REQUEST_SIZE)
+        message, vector, fd = memoryview(buffer), [buffer], self._fd
+        while True:
+            try:
+                if os.readv(fd, vector) < fuse.HEADER_SIZE:
+                    return
+            except OSError as error:
+                if error.errno in _ABORTED:
+                    continue
+                if error.errno not in _GONE:
+                    _log.error("the mount cannot be served any more: %s", error)
+                return
+            self._answer(fuse.parse_request(message))
+
+    def _answer(self, request: Request) -> None:
+        """Answer one request; a failure is an answer too."""
+        if request.opcode in fuse.UNANSWERED:
+            self._forget(request)
+            return
+        try:
+            data = self._respond(request)
+            parts = [fuse.answer(request.unique, len(data)), data]
+        except Exception as error:  # noqa: BLE001 - whatever it is, the kernel waits for an answer
+            number = self._failures.errno_of(error, f"request {request.opcode}")
+            parts = [fuse.answer(request.unique, 0, number)]
+        try:
+            os.writev(self._fd, parts)
+        except OSError as error:
+            # ENOENT: whoever asked was interrupted; ENODEV: the mount is gone, which the next read says.
+            if error.errno not in _ABORTED | _GONE:
+                _log.error("the kernel did not take an answer: %s", error)
+
+    def _respond(self, request: Request) -> bytes:
+        if self._stopped:
+            raise _failure(errno.EIO)
+        if request.opcode == Opcode.READ:
+            return self._view.read(*fuse.parse_read(request.body))
+        handler = self._handlers.get(request.opcode)
+        if handler is None:
+            raise _failure(errno.EROFS if request.opcode in fuse.WRITING else errno.ENOSYS)
+        return handler(request)
+
+    def _init(self, request: Request) -> bytes:
+        offer = fuse.parse_init(request.body)
+        if offer.major != fuse.MAJOR or offer.minor < fuse.OLDEST_MINOR:
+            raise _failure(errno.EPROTO)
+        return fuse.init_answer(offer)
+
+    def _forget(self, request: Request) -> None:
+        if request.opcode == Opcode.FORGET:
+            self._nodes.forget(request.node, fuse.parse_u64(request.body))
+        elif request.opcode == Opcode.BATCH_FORGET:
+            for node, count in fuse.parse_batch_forget(request.body):
+                self._nodes.forget(node, count)
+
+    def _lookup(self, request: Request) -> bytes:
+        name = fuse.parse_name(request.body)
+        path = self._nodes.child_path(request.node, name)
+        attributes = self._view.attributes(path)
+        node = self._nodes.enter(request.node, name, path, attributes.volatile)
+        return fuse.pack_entry(node, attributes, _keep(attributes.volatile))
+
+    def _getattr(self, request: Request) -> bytes:
+        attributes = self._view.attributes(self._nodes.path(request.node))
+        return fuse.pack_attributes(attributes, _keep(attributes.volatile))
+
+    def _readlink(self, request: Request) -> bytes:
+        target = self._view.readlink(self._nodes.path(request.node))
+        if b"\0" in target or len(target) >= _PATH_MAX:
+            raise _failure(errno.ENAMETOOLONG)
+        return target
+
+    def _open(self, request: Request) -> bytes:
+        path = self._nodes.path(request.node)
+        return fuse.pack_open(self._view.open(path, fuse.parse_u32(request.body)), fuse.KEEP_CACHE)
+
+    def _release(self, request: Request) -> bytes:
+        self._view.release(fuse.parse_u64(request.body))
+        return b""
+
+    def _opendir(self, request: Request) -> bytes:
+        return fuse.pack_open(self._view.open_folder(self._nodes.path(request.node)))
+
+    def _releasedir(self, request: Request) -> bytes:
+        self._view.release_folder(fuse.parse_u64(request.body))
+        return b""
+
+    def _readdir(self, request: Request) -> bytes:
+        handle, start, size = fuse.parse_read(request.body)
+        out = bytearray()
+        for position, name, attributes in self._view.listing(handle, start):
+            entry = fuse.pack_dirent(position, name, attributes)
+            if len(out) + len(entry) > size:
+                break
+            out += entry
+        return bytes(out)
+
+    def _readdirplus(self, request: Request) -> bytes:
+        handle, start, size = fuse.parse_read(request.body)
+        parent = self._nodes.path(request.node)
+        prefix = parent if parent.endswith(b"/") else parent + b"/"
+        out = bytearray()
+        for position, name, attributes in self._view.listing(handle, start):
+            entry = fuse.pack_dirent(position, name, attributes)
+            if len(out) + fuse.ENTRY_SIZE + len(entry) > size:
+                break
+            node, keep = 0, 0
+            # A look-up of its own lets the kernel notice that a volatile name stands for something else.
+            if attributes.volatile is None and name not in _DOTS:
+                node, keep = self._nodes.enter(request.node, name, prefix + name, None), KEEP_S
+            out += fuse.pack_entry(node, attributes, keep)
+            out += entry
+        return bytes(out)
+
+    def _getxattr(self, request: Request) -> bytes:
+        value = self._view.xattrs(self._nodes.path(request.node)).get(fuse.parse_name(request.body, 8))
+        if value is None:
+            raise _failure(errno.ENODATA)
+        return _sized(value, fuse.parse_u32(request.body))
+
+    def _listxattr(self, request: Request) -> bytes:
+        names = self._view.xattrs(self._nodes.path(request.node))
+        return _sized(b"".join(name + b"\0" for name in names), fuse.parse_u32(request.body))
+
+    @staticmethod
+    def _statfs(_request: Request) -> bytes:
+        return fuse.pack_statfs()
+
+    def _lseek(self, request: Request) -> bytes:
+        return fuse.pack_offset(self._view.seek(*fuse.parse_seek(request.body)))
+
+
+_DOTS = frozenset({b".", b".."})
+_PATH_MAX = 4096
+
+
+def _keep(volatile: Hashable | None) -> int:
+    return KEEP_S if volatile is None else KEEP_VOLATILE_S
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    """Answer an extended-attribute call: the length when it only asks for that."""
+    if size == 0:
+        return fuse.pack_size(len(value))
+    if len(value) > size:
+        raise _failure(errno.ERANGE)
+    return value
+
+
+def _failure(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
