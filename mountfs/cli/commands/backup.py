@@ -11,6 +11,7 @@ import typer
 from engine.backup import BackupOptions, BackupProgress, BackupResult, backup
 from engine.devices.backing import holds
 from engine.devices.guards import target_facts
+from engine.devices.ratelimit import RateLimited
 from engine.devices.source import SourceDevice, open_source
 from engine.plan import check_set_name, set_name_for
 from engine.verify import verify, worst_exit_code
@@ -50,6 +51,10 @@ BlockSize = Annotated[
     int, typer.Option("--block-size", metavar="KIB", help="Of a new chain: a power of two, 4 to 4096 KiB.")
 ]
 Level = Annotated[int, typer.Option("--level", min=1, max=19, help="zstd level.")]
+RateLimit = Annotated[
+    int | None,
+    typer.Option("--rate-limit", min=1, metavar="MIB", help="Read at most so many MiB a second."),
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Read the new image back and verify every block.")]
 
 EXAMPLES = """\
@@ -70,6 +75,7 @@ def run(
     block_size: BlockSize = 64,
     level: Level = DEFAULT_LEVEL,
     threads: Threads = 0,
+    rate_limit: RateLimit = None,
     verify_after: Verify = False,
 ) -> int:
     """Image SOURCE into REPO. The first image of a set is full; later ones hold only what changed.
@@ -90,7 +96,8 @@ def run(
         opened = Repository(LocalStorage(repository.absolute()))
         try:
             parent_point = select_point(opened.image_set(name), parent) if parent is not None else None
-            result = _backup(out, device, opened, name, options, parent_point)
+            limited = device if rate_limit is None else RateLimited(device, rate_limit << 20)
+            result = _backup(out, limited, _origin(device), opened, name, options, parent_point)
             _show(out, opened, result, device.size)
             if verify_after:
                 return _verify(out, opened, result)
@@ -148,18 +155,19 @@ def _origin(device: SourceDevice) -> dict[str, object]:
 
 def _backup(
     out: Renderer,
-    device: SourceDevice,
+    source: SourceDevice | RateLimited,
+    origin: dict[str, object],
     repository: Repository,
     name: str,
     options: BackupOptions,
     parent: Point | None,
 ) -> BackupResult:
-    with out.progress(f"image {device.identity.path}", device.size) as progress:
+    with out.progress(f"image {origin['source']}", source.size) as progress:
 
         def report(state: BackupProgress) -> None:
             progress.update(state.done, f"{format_size(state.stored)} stored")
 
-        return backup(device, repository, name, options, origin=_origin(device), parent=parent, report=report)
+        return backup(source, repository, name, options, origin=origin, parent=parent, report=report)
 
 
 def _show(out: Renderer, repository: Repository, result: BackupResult, size: int) -> None:

@@ -1,0 +1,52 @@
+"""A source that is read no faster than it may be, so that others can work beside a backup."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from engine.backup import Source
+    from imageformat.extent import Extent
+
+
+class RateLimited:
+    """Reads ``source`` at ``bytes_per_second`` at most, over any second or longer. One thread.
+
+    Closing it leaves the source open.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        bytes_per_second: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._source = source
+        self._rate = bytes_per_second
+        self._clock = clock
+        self._sleep = sleep
+        self._free_at = clock()
+        self.size = source.size
+        self.block_size = source.block_size
+        self.sector_size = source.sector_size
+
+    def pread(self, offset: int, size: int) -> bytes:
+        """See `BlockDevice.pread`; waits until what was read before is paid for."""
+        now = self._clock()
+        if self._free_at > now:
+            self._sleep(self._free_at - now)
+        # Time in which nothing was read is not saved up.
+        self._free_at = max(self._free_at, now) + size / self._rate
+        return self._source.pread(offset, size)
+
+    def extents(self, offset: int, size: int) -> Iterator[Extent]:
+        """See `BlockDevice.extents`."""
+        return self._source.extents(offset, size)
+
+    def close(self) -> None:
+        """The owner of the source closes it."""
