@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.devices.ratelimit import RateLimited
 from golden.chains import MemorySource
 
-RATE = 1000
+RATE = 1024
 
 
 class Time:
@@ -32,9 +32,9 @@ def test_reading_takes_the_time_that_it_may_take() -> None:
 
 def test_time_without_reading_is_not_saved_up() -> None:
     time = Time()
-    limited = RateLimited(MemorySource(bytes(10_000)), RATE, clock=time.clock, sleep=time.sleep)
+    limited = RateLimited(MemorySource(bytes(10_240)), RATE, clock=time.clock, sleep=time.sleep)
     time.now += 3600
     started = time.now
-    for at in range(0, 10_000, 1000):
-        limited.pread(at, 1000)
+    for at in range(0, 10_240, 1024):
+        limited.pread(at, 1024)
     assert time.now - started == 9
