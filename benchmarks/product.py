@@ -1,0 +1,44 @@
+"""The product as its users call it: its command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks import machine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NAME = "mountfs"
+
+
+def command(verb: str, *arguments: str | Path) -> list[str]:
+    """The installed command; from a checkout without one, the module."""
+    installed = Path(sys.executable).with_name(NAME)
+    start = [str(installed)] if installed.exists() else [sys.executable, "-m", NAME]
+    return [*start, verb, *map(str, arguments)]
+
+
+def backup(source: Path, repo: Path) -> list[str]:
+    """Image a day into the set that all days share."""
+    return command("backup", "--quiet", "--set", "disk", source, repo)
+
+
+def run(words: list[str]) -> None:
+    """Run to the end, unmeasured."""
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=machine.environment())
+
+
+@contextmanager
+def mounted(what: str, point: Path, *options: str) -> Iterator[Path]:
+    """Mount, and unmount at the end."""
+    point.mkdir(exist_ok=True)
+    run(command("mount", "--quiet", *options, what, point))
+    try:
+        yield point
+    finally:
+        run(command("umount", "--quiet", point))
