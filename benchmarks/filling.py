@@ -15,9 +15,8 @@ BLOCK = 4096
 MIB = 1 << 20
 SMALL_FILES = 20_000
 _SYSTEM = Path("/usr/lib")
-_WORDS = [
-    f"{word}{number}" for number in range(40) for word in ("disk", "user", "GET /index", "failed", "ok")
-]
+_STEMS = ("disk", "user", "GET /index", "failed", "ok")
+_WORDS = [f"{stem}{number}" for number in range(40) for stem in _STEMS]
 _EXTENT = re.compile(r"^\s*\d+/\s*\d+\s+\d+/\s*\d+\s+\d+ -\s+\d+\s+(\d+) -\s+(\d+)\s+\d+", re.MULTILINE)
 
 
@@ -46,14 +45,10 @@ def make_ext4(image: Path, size: int) -> list[tuple[int, int]]:
         _fill(root, size, chance, small=min(SMALL_FILES, size // MIB * 27), system=0.22)
         with image.open("wb") as file:
             file.truncate(size)
-        features = [
-            "-E",
-            f"lazy_itable_init=0,nodiscard,hash_seed={uuid.UUID(int=1)}",
-            "-U",
-            str(uuid.UUID(int=2)),
-        ]
-        ratio = ["-N", str(SMALL_FILES + 20_000 if size > 256 * MIB else size // MIB * 160)]
-        _run("mke2fs", "-q", "-F", "-t", "ext4", "-b", str(BLOCK), *ratio, *features, "-d", name, str(image))
+        seed = f"lazy_itable_init=0,nodiscard,hash_seed={uuid.UUID(int=1)}"
+        features = ["-E", seed, "-U", str(uuid.UUID(int=2))]
+        inodes = ["-N", str(SMALL_FILES + 20_000 if size > 256 * MIB else size // MIB * 160)]
+        _run("mke2fs", "-q", "-F", "-t", "ext4", "-b", str(BLOCK), *inodes, *features, "-d", name, str(image))
         inside = [f"/{path.relative_to(root)}" for path in sorted(root.rglob("*")) if path.is_file()]
     places = _extents(image, [path for path in inside if not path.startswith("/small/")])
     deleted = [path for path in inside if path.startswith("/deleted/")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import time
@@ -132,4 +131,4 @@ def remove(*paths: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path)
         elif path.exists():
-            os.unlink(path)
+            path.unlink()

@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent / "results"
 MIB = 1 << 20
 
 Sample = Mapping[str, float]
-"""Measure -> value. Its name ends with the unit: `seconds`, `cpu_seconds`, `mib`, `mib_per_s`, `per_s`, `ms`."""
+"""Measure -> value; names end with the unit: `seconds`, `cpu_seconds`, `mib`, `mib_per_s`, `per_s`, `ms`."""
 Case = Callable[[], Sample]
 
 
