@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from benchmarks import machine
+from benchmarks.product import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,10 +96,15 @@ def storage_daemon(qcow2: Path, point: Path) -> list[str]:
     ]
 
 
-def xmount(raw: Path, folder: Path) -> tuple[list[str], Path]:
-    """Its command line, and the file that it shows."""
+@contextmanager
+def xmount(raw: Path, folder: Path) -> Iterator[Path]:
+    """Show a raw image as a raw image (root); it goes to the background by itself."""
     folder.mkdir(exist_ok=True)
-    return ["xmount", "--in", "raw", str(raw), "--out", "raw", str(folder), "-f"], folder / f"{raw.stem}.dd"
+    run(["xmount", "--in", "raw", str(raw), "--out", "raw", str(folder)])
+    try:
+        yield next(folder.glob(f"{raw.stem}.d*"))
+    finally:
+        run(["umount", str(folder)])
 
 
 @contextmanager
@@ -107,22 +113,22 @@ def kernel_mounted(disk: Path, offset: int, size: int, point: Path) -> Iterator[
     point.mkdir(exist_ok=True)
     options = f"ro,noload,loop,offset={offset},sizelimit={size}"
     command = ["mount", "-t", "ext4", "-o", options, str(disk), str(point)]
-    subprocess.run(command, check=True, env=machine.environment())
+    run(command)
     try:
         yield point
     finally:
-        subprocess.run(["umount", str(point)], check=True, env=machine.environment())
+        run(["umount", str(point)])
 
 
 @contextmanager
 def ntfs3g_mounted(partition: Path, point: Path) -> Iterator[Path]:
     """Mount a partition image with ntfs-3g (root)."""
     point.mkdir(exist_ok=True)
-    subprocess.run(["ntfs-3g", "-o", "ro", str(partition), str(point)], check=True, env=machine.environment())
+    run(["ntfs-3g", "-o", "ro", str(partition), str(point)])
     try:
         yield point
     finally:
-        subprocess.run(["umount", str(point)], check=True, env=machine.environment())
+        run(["umount", str(point)])
 
 
 def remove(*paths: Path) -> None:
