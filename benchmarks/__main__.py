@@ -64,6 +64,7 @@ def main() -> None:
     options.add_argument("--size", type=size_of, default=1 << 30, help="of the disk: 1GiB (default)")
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--work", type=Path, default=machine.scratch_root(), help="keeps the disks")
+    options.add_argument("--quick", action="store_true", help="hardly measure: does everything run?")
     options.add_argument("--results", type=Path, default=RESULTS, help="where the JSON goes")
     chosen = options.parse_args()
     names = chosen.names or [*groups.NAMES, "report"]
@@ -74,7 +75,7 @@ def main() -> None:
         if name == "report":
             importlib.import_module("benchmarks.report").write(chosen.results)
             continue
-        result = measure(name, chosen.work, chosen.size, chosen.rounds)
+        result = measure(name, chosen.work, chosen.size, chosen.rounds, quick=chosen.quick)
         keep(result, chosen.results)
         show(result)
 
