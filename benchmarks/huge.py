@@ -43,7 +43,7 @@ def huge_image(bench: Bench, folder: Path) -> str | None:
         return None
     repo = folder / "repo"
     try:
-        command = product.backup(disk, repo)
+        command, _environment = product.backup(disk, repo), machine.environment()
         subprocess.run(
             command, check=True, timeout=_PATIENCE, stdout=subprocess.DEVNULL, env=machine.environment()
         )

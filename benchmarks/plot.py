@@ -44,8 +44,9 @@ def _row(y: int, row: Mapping[str, Any]) -> list[str]:
     low, middle, high = sorted(_past_target(row, row[name]) for name in ("min", "median", "max"))
     colour = "#1b7837" if row["met"] else "#b2182b"
     name = row["title"] + (f" / {' / '.join(row['theirs'])}" if row["theirs"] else "")
+    label = f'x="{_LABELS - 12}" y="{y + 4}" text-anchor="end" fill="#222222"'
     return [
-        f'<text x="{_LABELS - 12}" y="{y + 4}" text-anchor="end" fill="#222222">{escape(_short(name))}</text>',
+        f"<text {label}>{escape(_short(name))}</text>",
         f'<line x1="{_x(low)}" y1="{y}" x2="{_x(high)}" y2="{y}" stroke="{colour}" stroke-width="2"/>',
         f'<circle cx="{_x(middle)}" cy="{y}" r="4.5" fill="{colour}"/>',
     ]

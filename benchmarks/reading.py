@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from benchmarks.workload import Workload
 
-HOT_RANGE = 32 * MIB
+HOT = 24 * MIB
 """Fits into every block cache that is compared."""
+_CHUNK = 64 << 10
 
 
 def measure_disk(bench: Bench, serve: Callable[[], AbstractContextManager[Path]], stored: Path) -> Sample:
@@ -33,14 +34,14 @@ def measure_disk(bench: Bench, serve: Callable[[], AbstractContextManager[Path]]
         for kind in ("sequential", "page_cache"):
             found[f"{kind}_mib_per_s"] = _mib_per_s(disk, workload.size)
     for readers in (1, 4):
-        places = _places(workload, 4000 // few, readers)
+        places = _places(workload.changeable, _cold_reads(workload) // few, readers)
         with _fresh(serve, stored) as disk:
             found[f"random_cold_{readers}_per_s"] = random_reads(disk, places)
-    start, length = hot_range(workload)
+    chunks = _hot_chunks(workload)
     with _fresh(serve, stored) as disk:
-        warm(disk, start, length)
+        warm(disk, chunks, _CHUNK)
         for readers in (1, 4):
-            places = _places(workload, 10_000 // few, readers, start, length)
+            places = _places([(chunk, _CHUNK) for chunk in chunks], 10_000 // few, readers)
             found[f"random_hot_{readers}_per_s"] = random_reads(disk, places, direct=True)
     return found
 
@@ -54,40 +55,35 @@ def _mib_per_s(disk: Path, size: int) -> float:
     return size / MIB / timed(peers.read_once(disk))["seconds"]
 
 
-def _places(
-    workload: Workload, reads: int, readers: int, start: int = 0, length: int | None = None
-) -> list[list[int]]:
-    """Offsets of blocks that hold file contents, for each reader its own."""
-    end = workload.size if length is None else start + length
-    blocks = [
-        block
-        for offset, size in workload.changeable
-        for block in range(max(offset, start), min(offset + size, end), BLOCK)
-    ]
-    if length is None:
-        reads = min(reads, len(blocks) // 8)  # more would find most of it in the page cache
-    chance = random.Random(f"{reads} {readers} {start}")
+def _places(parts: Sequence[tuple[int, int]], reads: int, readers: int) -> list[list[int]]:
+    """Offsets of blocks inside the parts, for each reader its own; four readers read twice as often in all."""
+    blocks = [block for offset, size in parts for block in range(offset, offset + size, BLOCK)]
+    chance = random.Random(f"{reads} {readers}")
     return [chance.choices(blocks, k=reads // max(1, readers // 2)) for _ in range(readers)]
 
 
-def hot_range(workload: Workload) -> tuple[int, int]:
-    """The stretch of the disk that holds most file contents: a cache of zeros proves nothing."""
-    length = min(HOT_RANGE, workload.size // 4)
-    best = max(workload.changeable, key=lambda place: _covered(workload, place[0], length))
-    return best[0], min(length, workload.size - best[0])
+def _cold_reads(workload: Workload) -> int:
+    """More than this would find most of what they want in the page cache."""
+    return min(4000, sum(size for _, size in workload.changeable) // BLOCK // 8)
 
 
-def _covered(workload: Workload, start: int, length: int) -> int:
-    ends = ((max(offset, start), min(offset + size, start + length)) for offset, size in workload.changeable)
-    return sum(max(0, last - first) for first, last in ends)
+def _hot_chunks(workload: Workload) -> list[int]:
+    """Pieces from all over the file contents: zeros or random data alone would cost some servers nothing."""
+    chunks = [
+        chunk
+        for offset, size in workload.changeable
+        for chunk in range(-(-offset // _CHUNK) * _CHUNK, offset + size - _CHUNK + 1, _CHUNK)
+    ]
+    chosen = random.Random(4).sample(chunks, min(len(chunks), HOT // _CHUNK))
+    return sorted(chosen)
 
 
-def warm(disk: Path, start: int, length: int) -> None:
-    """Have the server read a range, past the kernel's page cache."""
+def warm(disk: Path, places: Sequence[int], length: int) -> None:
+    """Have the server read some places, past the kernel's page cache."""
     descriptor = os.open(disk, os.O_RDONLY | os.O_DIRECT)
-    with mmap.mmap(-1, MIB) as buffer:
-        for offset in range(start, start + length, MIB):
-            os.preadv(descriptor, [buffer], offset)
+    with mmap.mmap(-1, length) as buffer:
+        for place in places:
+            os.preadv(descriptor, [buffer], place)
     os.close(descriptor)
 
 

@@ -84,7 +84,7 @@ def _target_table(targets: list[dict[str, Any]]) -> list[str]:
         sign = "<=" if target["at_most"] else ">="
         ratio = "x" if target["theirs"] else ""
         reached = f"**{_number(target['median'])}{ratio}** ({_spread([target['min'], target['max']])})"
-        against = " / ".join(target["theirs"]) or "-"
+        against = _escaped(" / ".join(target["theirs"])) or "-"
         met = "met" if target["met"] else "**missed**"
         lines.append(
             f"| {target['title']} | {against} | {sign} {target['goal']:g}{ratio} | {reached} | {met} |"
@@ -99,8 +99,13 @@ def _sample_table(result: Result) -> list[str]:
     lines = [f"| | {' | '.join(map(_heading, samples))} |", f"|---|{'---|' * len(samples)}"]
     for case in cases:
         cells = [_cell(samples[measure].get(case, [])) for measure in samples]
-        lines.append(f"| {case} | {' | '.join(cells)} |")
+        lines.append(f"| {_escaped(case)} | {' | '.join(cells)} |")
     return lines
+
+
+def _escaped(text: str) -> str:
+    """A pipeline is no new column."""
+    return text.replace("|", "\\|")
 
 
 def _heading(measure: str) -> str:
