@@ -71,6 +71,8 @@ def main() -> None:
     unknown = set(names) - {*groups.NAMES, "report"}
     if unknown:
         options.error(f"no such figures: {', '.join(sorted(unknown))}")
+    if chosen.quick:
+        machine.spare_others()
     for name in names:
         if name == "report":
             importlib.import_module("benchmarks.report").write(chosen.results)

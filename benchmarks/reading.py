@@ -56,7 +56,7 @@ def _mib_per_s(disk: Path, size: int) -> float:
 
 
 def _places(parts: Sequence[tuple[int, int]], reads: int, readers: int) -> list[list[int]]:
-    """Offsets of blocks inside the parts, for each reader its own; four readers read twice as often in all."""
+    """Offsets of blocks inside the parts, for each reader its own; four readers read twice as much."""
     blocks = [block for offset, size in parts for block in range(offset, offset + size, BLOCK)]
     chance = random.Random(f"{reads} {readers}")
     return [chance.choices(blocks, k=reads // max(1, readers // 2)) for _ in range(readers)]

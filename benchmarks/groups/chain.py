@@ -37,8 +37,8 @@ TARGETS = (
 
 def run(bench: Bench) -> None:
     """A quarter of the size: making the chain reads the disk a hundred times."""
-    size = max(64 * MIB, bench.workload.size // 4)
-    repo, disk = many_points(bench, size, 5 if bench.quick else 100)
+    size = max(min(64 * MIB, bench.workload.size), bench.workload.size // 4)
+    repo, disk = many_points(bench, size, 3 if bench.quick else 100)
     alone = bench.scratch / "alone"
     point = f"{repo}/disk@latest"
     full = single_full(disk, alone)

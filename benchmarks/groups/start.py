@@ -34,7 +34,7 @@ def run(bench: Bench) -> None:
     repo, qcow2 = folder / "repo", folder / "full.qcow2"
     product.run(product.backup(disk, repo))
     image = f"{repo}/disk@1"
-    many, _ = many_points(bench, 64 * MIB, 10 if bench.quick else 1000)
+    many, _ = many_points(bench, min(64 * MIB, bench.workload.size), 3 if bench.quick else 1000)
     cases: dict[str, Case] = {
         product.NAME: lambda: {**_ready(bench, image), **_commands(image)},
         MANY: partial(_ready, bench, f"{many}/disk"),
@@ -46,8 +46,8 @@ def run(bench: Bench) -> None:
     if bench.needs(peers.QSD, "qemu-storage-daemon", "qemu-img"):
         product.run(peers.to_qcow2(disk, qcow2))
         cases[peers.QSD] = lambda: _qemu_ready(qcow2, folder / "export.img")
-    for case in cases.values():
-        case()
+    for case in [] if bench.quick else cases.values():
+        case()  # once unmeasured: what is cold now is not what this is about
     bench.run(cases)
 
 
