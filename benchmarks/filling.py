@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import re
@@ -102,13 +103,19 @@ def _write(path: Path, size: int, piece) -> None:  # noqa: ANN001 - a function w
             file.write(piece())
 
 
+@functools.cache
+def _system_files() -> tuple[Path, ...]:
+    found = (Path(folder, name) for folder, _, names in os.walk(_SYSTEM) for name in names)
+    return tuple(sorted(path for path in found if _is_readable_file(path)))
+
+
+def _is_readable_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink() and os.access(path, os.R_OK)
+
+
 def _copy_system(target: Path, budget: int, chance: random.Random) -> None:
     """Copy a seeded choice of this machine's system files, each under a number."""
-    found = sorted(
-        path
-        for path in _SYSTEM.rglob("*")
-        if path.is_file() and not path.is_symlink() and os.access(path, os.R_OK)
-    )
+    found = list(_system_files())
     chance.shuffle(found)
     for number, path in enumerate(found):
         size = path.stat().st_size

@@ -33,7 +33,7 @@ def measure_disk(bench: Bench, serve: Callable[[], AbstractContextManager[Path]]
     with _fresh(serve, stored) as disk:
         for kind in ("sequential", "page_cache"):
             found[f"{kind}_mib_per_s"] = _mib_per_s(disk, workload.size)
-    for readers in (1, 4):
+    for readers in (4,) if bench.quick else (1, 4):
         places = _places(workload.changeable, _cold_reads(workload) // few, readers)
         with _fresh(serve, stored) as disk:
             found[f"random_cold_{readers}_per_s"] = random_reads(disk, places)

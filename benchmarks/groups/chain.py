@@ -49,7 +49,9 @@ def run(bench: Bench) -> None:
         return {**found, **_restored(bench, what, stored), **_increment(bench, stored, disk)}
 
     def chain() -> Sample:
-        more = statistics.median(_ready(point, bench) - _ready(full, bench) for _ in range(3))
+        more = statistics.median(
+            _ready(point, bench) - _ready(full, bench) for _ in range(1 if bench.quick else 3)
+        )
         return {**measured(point, repo), "ready_more_ms": more * 1000}
 
     bench.run({CHAIN: chain, FULL: partial(measured, full, alone)})
