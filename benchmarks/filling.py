@@ -48,7 +48,7 @@ def make_ext4(image: Path, size: int) -> list[tuple[int, int]]:
             file.truncate(size)
         seed = f"lazy_itable_init=0,nodiscard,hash_seed={uuid.UUID(int=1)}"
         features = ["-E", seed, "-U", str(uuid.UUID(int=2))]
-        inodes = ["-N", str(SMALL_FILES + 20_000 if size > 256 * MIB else size // MIB * 160)]
+        inodes = ["-N", str(sum(1 for _ in root.rglob("*")) + 1000)]
         _run("mke2fs", "-q", "-F", "-t", "ext4", "-b", str(BLOCK), *inodes, *features, "-d", name, str(image))
         inside = [f"/{path.relative_to(root)}" for path in sorted(root.rglob("*")) if path.is_file()]
     places = _extents(image, [path for path in inside if not path.startswith("/small/")])

@@ -16,6 +16,7 @@ from benchmarks.workload import change, prepare
 
 if TYPE_CHECKING:
     from benchmarks.runner import Bench
+    from benchmarks.workload import Workload
 
 _ROOT = Path(__file__).parents[1]
 _SOURCES = ("mountfs", "imageformat", "engine")
@@ -28,7 +29,7 @@ from pathlib import Path
 from benchmarks.points import change_a_little
 from mountfs.cli.__main__ import run
 disk, repo, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-places = json.loads(sys.argv[4])
+places = json.load(sys.stdin)
 for number in range(count):
     if number:
         change_a_little(disk, places, number)
@@ -43,24 +44,26 @@ def change_a_little(disk: Path, places: list[tuple[int, int]], number: int) -> N
     change(disk, places, 0.002, seed=1000 + number)
 
 
-def many_points(bench: Bench, size: int, count: int) -> tuple[Path, Path]:
-    """Return a repository with a set of so many points, and the disk as the last of them has it."""
+def many_points(bench: Bench, size: int, count: int) -> tuple[Path, Path, Workload]:
+    """Return a repository with a set of so many points, the disk as the last has it, and its workload."""
     work = bench.workload.folder.parent
     folder = work / f"points-{count}-{size // MIB}MiB-{_product_digest()}"
     disk, repo, done = folder / "disk.img", folder / "repo", folder / "done"
+    source = bench.workload if size == bench.workload.size else prepare(work, size)
     if done.exists():
-        return repo, disk
+        return repo, disk, source
     for old in work.glob(f"points-{count}-{size // MIB}MiB-*"):
         shutil.rmtree(old)
     folder.mkdir()
     bench.say(f"making {count} points of a disk of {size // MIB} MiB")
-    source = bench.workload if size == bench.workload.size else prepare(work, size)
     subprocess.run(["cp", "--sparse=always", str(source.days[0]), str(disk)], check=True)
-    command = [sys.executable, "-c", _MAKER, str(disk), str(repo), str(count), json.dumps(source.changeable)]
+    command = [sys.executable, "-c", _MAKER, str(disk), str(repo), str(count)]
     environment = {**machine.environment(), "PYTHONPATH": str(_ROOT)}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    places = json.dumps(source.changeable)
+    quiet = subprocess.DEVNULL
+    subprocess.run(command, check=True, input=places, text=True, stdout=quiet, env=environment)
     done.touch()
-    return repo, disk
+    return repo, disk, source
 
 
 def _product_digest() -> str:

@@ -25,9 +25,15 @@ HOT = 24 * MIB
 _CHUNK = 64 << 10
 
 
-def measure_disk(bench: Bench, serve: Callable[[], AbstractContextManager[Path]], stored: Path) -> Sample:
+def measure_disk(
+    bench: Bench,
+    serve: Callable[[], AbstractContextManager[Path]],
+    stored: Path,
+    *,
+    workload: Workload | None = None,
+) -> Sample:
     """Read the disk cold and hot, in sequence and at random; each figure begins with a fresh server."""
-    workload = bench.workload
+    workload = workload or bench.workload
     few = 50 if bench.quick else 1
     found: dict[str, float] = {}
     with _fresh(serve, stored) as disk:

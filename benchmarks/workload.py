@@ -7,6 +7,7 @@ come from this machine, so two machines measure slightly different disks; the re
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -114,11 +115,11 @@ def change(disk: Path, places: list[tuple[int, int]], share: float, seed: int) -
     """Change a share of all 4 KiB blocks, in short runs scattered over the file contents; return how many."""
     chance = random.Random(seed)
     wanted = max(1, int(disk.stat().st_size // BLOCK * share))
-    weights = [length for _, length in places]
+    weights = list(itertools.accumulate(length for _, length in places))
     done: set[int] = set()
     with disk.open("r+b") as file:
         while len(done) < wanted:
-            offset, length = chance.choices(places, weights)[0]
+            offset, length = chance.choices(places, cum_weights=weights)[0]
             first = offset + chance.randrange(length // BLOCK) * BLOCK
             for _ in range(min(chance.randint(1, 10), wanted - len(done))):
                 if first in done or first >= offset + length:

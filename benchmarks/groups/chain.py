@@ -38,14 +38,14 @@ TARGETS = (
 def run(bench: Bench) -> None:
     """A quarter of the size: making the chain reads the disk a hundred times."""
     size = max(min(64 * MIB, bench.workload.size), bench.workload.size // 4)
-    repo, disk = many_points(bench, size, 3 if bench.quick else 100)
+    repo, disk, workload = many_points(bench, size, 3 if bench.quick else 100)
     alone = bench.scratch / "alone"
     point = f"{repo}/disk@latest"
     full = single_full(disk, alone)
 
     def measured(what: str, stored: Path) -> Sample:
-        machine.cold([stored])
-        found = dict(measure_disk(bench, lambda: product_disk(what, bench.scratch), stored))
+        serve = partial(product_disk, what, bench.scratch)
+        found = measure_disk(bench, serve, stored, workload=workload)
         return {**found, **_restored(bench, what, stored), **_increment(bench, stored, disk)}
 
     def chain() -> Sample:

@@ -34,7 +34,7 @@ def run(bench: Bench) -> None:
     repo, qcow2 = folder / "repo", folder / "full.qcow2"
     product.run(product.backup(disk, repo))
     image = f"{repo}/disk@1"
-    many, _ = many_points(bench, min(64 * MIB, bench.workload.size), 3 if bench.quick else 1000)
+    many, _, _ = many_points(bench, min(64 * MIB, bench.workload.size), 3 if bench.quick else 1000)
     cases: dict[str, Case] = {
         product.NAME: lambda: {**_ready(bench, image), **_commands(image)},
         MANY: partial(_ready, bench, f"{many}/disk"),
