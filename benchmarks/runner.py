@@ -22,6 +22,9 @@ from benchmarks.workload import Workload, prepare
 RESULTS = Path(__file__).parent / "results"
 MIB = 1 << 20
 
+_SLOW = frozenset({"restic", "borg", "partclone.extfs"})
+"""Take seconds to start and to end, however small the disk is."""
+
 Sample = Mapping[str, float]
 """Measure -> value; names end with the unit: `seconds`, `cpu_seconds`, `mib`, `mib_per_s`, `per_s`, `ms`."""
 Case = Callable[[], Sample]
@@ -67,6 +70,8 @@ class Bench:
         missing = [tool for tool in tools if not machine.has(tool)]
         if root and not machine.is_root():
             missing.append("root")
+        if self.quick and _SLOW.intersection(tools):
+            missing.append("more time than a quick run has")
         if missing:
             self.left_out.append(f"{what}: needs {', '.join(missing)}")
         return not missing
