@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,4 +42,16 @@ def mounted(what: str, point: Path, *options: str) -> Iterator[Path]:
     try:
         yield point
     finally:
-        run(command("umount", "--quiet", point))
+        _unmount(point)
+
+
+def _unmount(point: Path) -> None:
+    """Try again for a while: the kernel lets a loop device go only after the command that ended it."""
+    for _ in range(50):
+        ended = subprocess.run(
+            command("umount", "--quiet", point), capture_output=True, check=False, env=machine.environment()
+        )
+        if ended.returncode == 0:
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"{point} stays mounted: {ended.stderr.decode()}")
