@@ -1,7 +1,7 @@
 # Everything a developer runs. Each target prepares what it needs; nothing is installed by hand.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup venv packages test test-nightly lint format bench demo lock clean
+.PHONY: help setup venv packages test test-nightly lint format bench bench-full peers demo lock clean
 
 PYTHON ?=
 JOBS ?= 2
@@ -36,8 +36,14 @@ format: venv ## Format the code
 	@.venv/bin/python -m ruff format .
 	@.venv/bin/python -m ruff check --fix .
 
-bench: setup ## Measure speed and size against other tools
+bench: setup peers ## Measure beside other tools, 1 GiB, minutes; ARGS="full --rounds 3"
 	@.venv/bin/python -m benchmarks $(ARGS)
+
+bench-full: setup peers ## The same with a disk of 4 GiB
+	@.venv/bin/python -m benchmarks --size 4GiB $(ARGS)
+
+peers:
+	@.ci/setup bench
 
 demo: setup ## Back up, browse, damage, verify and restore a disk made for it
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" docs/demo/run.sh

@@ -1,126 +1,85 @@
-"""``make bench``: backup, incremental, restore and a mounted read, beside qemu-img and cp.
+"""``python -m benchmarks NAME...``: measure groups of figures, keep the results, show them.
 
-Product and peers run one after the other in every round, so that a noisy machine is noisy for all; the
-table shows medians and what the product takes of the peer's time. The results are kept as JSON.
+Without a name all groups are measured. ``report`` writes docs/performance.md from the kept results.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
+import importlib
 import shutil
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from benchmarks.workload import MIB, change_blocks, make_disk
+from benchmarks import groups, machine
+from benchmarks.runner import RESULTS, conclude, keep, prepared
 
-RESULTS = Path(__file__).parent / "results"
+_UNITS = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-def timed(command: list[str]) -> float:
-    """Run a command to its end and return the seconds it took."""
+def size_of(text: str) -> int:
+    """Bytes of `64MiB`, `1GiB`, or a bare number of MiB."""
+    letters = text.lstrip("0123456789")
+    unit = letters.removesuffix("iB").removesuffix("B").upper()
+    if unit not in _UNITS or letters == text:
+        raise argparse.ArgumentTypeError(f"{text}: a size is written as 64MiB or 1GiB")
+    return int(text.removesuffix(letters)) * _UNITS[unit]
+
+
+def measure(name: str, work: Path, size: int, rounds: int, *, quick: bool = False) -> dict[str, Any]:
+    """Run one group and return its result; what it made is removed."""
+    group = importlib.import_module(f"benchmarks.groups.{name}")
+    bench = prepared(name, work, size, rounds, quick=quick)
     started = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started
+    try:
+        group.run(bench)
+    finally:
+        shutil.rmtree(bench.scratch, ignore_errors=True)
+    return conclude(bench, group.TITLE, group.TARGETS, time.perf_counter() - started)
 
 
-def mountfs(verb: str, *arguments: str) -> list[str]:
-    """Return the command line of the product."""
-    return [sys.executable, "-m", "mountfs.cli.__main__", verb, "--quiet", *arguments]
-
-
-def one_round(folder: Path, disk: Path, number: int, seconds: dict[str, list[float]]) -> dict[str, int]:
-    """Run everything once; return sizes in bytes."""
-
-    def note(name: str, command: list[str]) -> None:
-        seconds.setdefault(name, []).append(timed(command))
-
-    repo, qcow2, raw = folder / "repo", folder / "full.qcow2", folder / "out.raw"
-    shutil.rmtree(repo, ignore_errors=True)
-    note("full: mountfs", mountfs("backup", str(disk), str(repo)))
-    note(
-        "full: qemu-img",
-        ["qemu-img", "convert", "-c", "-O", "qcow2", "-o", "compression_type=zstd", str(disk), str(qcow2)],
-    )
-    full_bytes = next((repo / "disk").glob("0001-*.mfi")).stat().st_size
-    change_blocks(disk, 0.02, seed=100 + number)
-    note("incremental: mountfs", mountfs("backup", str(disk), str(repo)))
-    note("incremental: reading the disk once", ["dd", f"if={disk}", "of=/dev/null", "bs=1M", "status=none"])
-    note("restore: mountfs", mountfs("restore", f"{repo}/disk@1", str(raw)))
-    raw.unlink()
-    note("restore: qemu-img", ["qemu-img", "convert", "-O", "raw", str(qcow2), str(raw)])
-    raw.unlink()
-    note("restore: cp --sparse", ["cp", "--sparse=always", str(disk), str(raw)])
-    raw.unlink()
-    note("verify: mountfs", mountfs("verify", str(repo)))
-    if os.access("/dev/fuse", os.R_OK | os.W_OK):
-        point = folder / "mnt"
-        point.mkdir(exist_ok=True)
-        note("mount until ready: mountfs", mountfs("mount", f"{repo}/disk@2", str(point)))
-        try:
-            note(
-                "mounted read, first: mountfs",
-                ["dd", f"if={point}/disk.img", "of=/dev/null", "bs=1M", "status=none"],
-            )
-        finally:
-            subprocess.run(mountfs("umount", str(point)), check=True)
-    note("list (start-up): mountfs", mountfs("list", str(repo)))
-    return {
-        "disk": disk.stat().st_size,
-        "full image": full_bytes,
-        "full qcow2": qcow2.stat().st_size,
-        "incremental image": next((repo / "disk").glob("0002-*.mfi")).stat().st_size,
-    }
+def show(result: dict[str, Any]) -> None:
+    """Print medians with their spread, then the ratios."""
+    print(f"\n{result['title']}: {result['size_mib']} MiB, {result['rounds']} rounds, {result['seconds']} s")
+    for kind, cases in result["samples"].items():
+        for name, values in cases.items():
+            middle = statistics.median(values)
+            print(f"  {name:44} {kind:14} {middle:10.2f} ({min(values):.2f}..{max(values):.2f})")
+    for target in result["targets"]:
+        against = " / ".join(target["theirs"]) or "itself"
+        sign = "<=" if target["at_most"] else ">="
+        spread = f"{target['median']:.2f} ({target['min']:.2f}..{target['max']:.2f})"
+        verdict = "met" if target["met"] else "MISSED"
+        print(f"  {target['title']}, {against}: {spread}, target {sign} {target['goal']}: {verdict}")
+    for line in result["left_out"]:
+        print(f"  left out: {line}")
 
 
 def main() -> None:
     """Measure, print and keep."""
     options = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    options.add_argument("--size", type=int, default=512, help="of the disk, in MiB")
+    options.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(groups.NAMES)}, report")
+    options.add_argument("--size", type=size_of, default=1 << 30, help="of the disk: 1GiB (default)")
     options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--work", type=Path, default=machine.scratch_root(), help="keeps the disks")
+    options.add_argument("--quick", action="store_true", help="hardly measure: does everything run?")
+    options.add_argument("--results", type=Path, default=RESULTS, help="where the JSON goes")
     chosen = options.parse_args()
-    if shutil.which("qemu-img") is None:
-        sys.exit("qemu-img is missing: install qemu-utils")
-    seconds: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="mountfs-bench-") as name:
-        folder = Path(name)
-        disk = folder / "disk.img"
-        make_disk(disk, chosen.size)
-        for number in range(chosen.rounds):
-            sizes = one_round(folder, disk, number, seconds)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    print(
-        f"{chosen.size} MiB disk, {chosen.rounds} rounds, {os.cpu_count()} cores; seconds: median (min..max)"
-    )
-    for name, values in seconds.items():
-        print(f"{name:36} {medians[name]:7.2f} ({min(values):.2f}..{max(values):.2f})")
-    for label, ours, theirs in (
-        ("full / qemu-img", "full: mountfs", "full: qemu-img"),
-        ("incremental / reading once", "incremental: mountfs", "incremental: reading the disk once"),
-        ("restore / qemu-img", "restore: mountfs", "restore: qemu-img"),
-        ("restore / cp --sparse", "restore: mountfs", "restore: cp --sparse"),
-    ):
-        print(f"{label:36} {medians[ours] / medians[theirs]:7.2f}")
-    for name, size in sizes.items():
-        print(f"{name:36} {size / MIB:7.1f} MiB")
-    RESULTS.mkdir(exist_ok=True)
-    facts = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
-        "python": platform.python_version(),
-        "size_mib": chosen.size,
-        "rounds": chosen.rounds,
-        "seconds": seconds,
-        "sizes": sizes,
-    }
-    (RESULTS / "backup_and_mount.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    names = chosen.names or [*groups.NAMES, "report"]
+    unknown = set(names) - {*groups.NAMES, "report"}
+    if unknown:
+        options.error(f"no such figures: {', '.join(sorted(unknown))}")
+    if chosen.quick:
+        machine.spare_others()
+    for name in names:
+        if name == "report":
+            importlib.import_module("benchmarks.report").write(chosen.results)
+            continue
+        result = measure(name, chosen.work, chosen.size, chosen.rounds, quick=chosen.quick)
+        keep(result, chosen.results)
+        show(result)
 
 
 if __name__ == "__main__":
