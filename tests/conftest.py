@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,10 @@ def _is_worker(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the run a folder of its own; all temporary files of tests and their processes go there."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        # Started in the background, they are ignored, and so they would be in every process under test.
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     if not _is_worker(config):
         folder = str(Path(tempfile.mkdtemp(prefix="mountfs-tests-")).resolve())
         Path(folder).chmod(0o711)  # tests that become another user must get to their own folders in it

@@ -89,7 +89,9 @@ def _signals_set(ended: threading.Event) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, lambda *_: ended.set()) for number in _SIGNALS}
+    # What is ignored stays so: nohup, and a shell that starts something in the background, mean it.
+    taken = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda *_: ended.set()) for number in taken}
     try:
         yield
     finally:

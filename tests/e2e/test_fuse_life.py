@@ -28,6 +28,7 @@ from support.everyone import (
     environment_for_everyone,
     python_for_everyone,
 )
+from support.requirements import require_cutting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -108,6 +109,7 @@ def test_a_killed_server_leaves_a_stale_mount_that_can_be_cleared(tmp_path: Path
 
 
 def test_a_hanging_server_is_told_from_a_dead_one_and_can_be_cut_off(tmp_path: Path) -> None:
+    require_cutting()
     with Server("hang", tmp_path) as server:
         # Processes of their own: one that has a file open hangs with its server whenever it starts another.
         # More of them than a server has threads: one read that hangs need not hang a mount.

@@ -16,6 +16,7 @@ from mountfs import mounts
 from mountfs.fusesession import KEEP_VOLATILE_S
 from mountfs.mounts import MountState, abort, list_mounts, unmount
 from support.product import command_line, environment, mountfs
+from support.requirements import require_cutting
 
 pytestmark = [pytest.mark.fuse, pytest.mark.xdist_group("mounts")]
 
@@ -60,6 +61,7 @@ def test_a_folder_inside_a_mount_is_told_from_the_mount(tmp_path: Path) -> None:
 
 
 def test_a_mount_whose_server_hangs_does_not_hang_the_command(tmp_path: Path) -> None:
+    require_cutting()
     with Server("hang", tmp_path):
         # More readers than a server has threads: one read that hangs need not hang a mount.
         readers = [

@@ -49,6 +49,13 @@ def fuse_missing() -> str:
     return "" if shutil.which("fusermount3") else "needs fusermount3 (package fuse3)"
 
 
+def require_cutting() -> None:
+    """The test cuts the connection of a mount that hangs; users need the kernel's list of them for that."""
+    connections = Path("/sys/fs/fuse/connections")
+    if os.geteuid() != 0 and not os.path.ismount(connections):
+        unavailable(f"needs root, or {connections} mounted")
+
+
 def require_tool(*names: str) -> None:
     """The test calls these programs."""
     missing = [name for name in names if find_tool(name) is None]
