@@ -6,15 +6,19 @@ import errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from mountfs import fuseprotocol as fuse
+from mountfs.foldertree import Entry, FolderTree
 from mountfs.fuseloop import FuseLoop
 from mountfs.fusenodes import NodeTable
 from mountfs.memorytree import Item, MemoryTree, folder
 from mountfs.posixview import Attributes, PosixView
+from mountfs.tree import FileTree
 
 
 def request(opcode: int, node: int, body: bytes, unique: int = 7) -> bytes:
@@ -22,15 +26,21 @@ def request(opcode: int, node: int, body: bytes, unique: int = 7) -> bytes:
     return head + body
 
 
-@pytest.fixture
-def kernel() -> Iterator[socket.socket]:
+@contextmanager
+def served(tree: FileTree) -> Iterator[tuple[socket.socket, FuseLoop]]:
     """Our end of a socket that the loop takes for the device: one message, one packet."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    tree = MemoryTree(folder({b"file": Item(b"content"), b"folder": folder({b"x": Item(b"")})}))
     loop = FuseLoop(theirs.detach(), PosixView(tree), lambda: None)
     loop.start()
     with ours:
         ours.settimeout(20)
+        yield ours, loop
+
+
+@pytest.fixture
+def kernel() -> Iterator[socket.socket]:
+    tree = MemoryTree(folder({b"file": Item(b"content"), b"folder": folder({b"x": Item(b"")})}))
+    with served(tree) as (ours, _):
         yield ours
 
 
@@ -88,6 +98,24 @@ def test_look_up_open_read(kernel: socket.socket) -> None:
     assert ask(kernel, 15, node, read) == (0, b"tent")
     assert ask(kernel, 14, node, struct.pack("=II", os.O_RDWR, 0))[0] == errno.EROFS
     assert ask(kernel, 1, body=b"absent\0")[0] == errno.ENOENT
+    by_handle = struct.pack("=IIQ", 1, 0, handle)
+    error, attributes = ask(kernel, 3, node=99, body=by_handle)
+    assert (error, struct.unpack_from("=QQ", attributes, 24)) == (0, (7, 1)), (
+        "size and blocks of the open file"
+    )
+    assert ask(kernel, 3, node=99, body=bytes(16))[0] == errno.ESTALE
+    assert ask(kernel, 15, node, struct.pack("=QQIIQII", 1234, 0, 1, 0, 0, 0, 0))[0] == errno.EIO
+
+
+def test_nothing_is_read_once_it_is_to_end() -> None:
+    with served(MemoryTree(folder({b"file": Item(b"content")}))) as (kernel, loop):
+        (node,) = struct.unpack_from("=Q", ask(kernel, 1, body=b"file\0")[1])
+        (handle,) = struct.unpack_from("=Q", ask(kernel, 14, node, bytes(8))[1])
+        read = struct.pack("=QQIIQII", handle, 0, 100, 0, 0, 0, 0)
+        assert ask(kernel, 15, node, read) == (0, b"content")
+        loop.stop()
+        assert ask(kernel, 15, node, read)[0] == errno.EIO
+        assert ask(kernel, 1, body=b"file\0")[0] == errno.EIO
 
 
 def test_a_listing_with_attributes_counts_as_looking_up(kernel: socket.socket) -> None:
