@@ -29,13 +29,15 @@ KEEP_VOLATILE_S = 1
 THREADS = 2
 """More of them fight for the interpreter lock; with one, every reader waits for one decompression."""
 
-_GONE = frozenset({errno.ENODEV, errno.EBADF})
 _ABORTED = frozenset({errno.ENOENT, errno.EINTR, errno.EAGAIN})
 _log = logging.getLogger(__name__)
 
 
 class FuseLoop:
-    """Answers what the kernel asks on one descriptor. ``ended`` is called when the mount is gone."""
+    """Answers what the kernel asks on one descriptor, which is its own from now on.
+
+    ``ended`` is called by each thread that stops serving: the mount is gone, or cannot be served any more.
+    """
 
     def __init__(self, fd: int, view: PosixView, ended: Callable[[], None]) -> None:
         self._fd = fd
@@ -46,6 +48,7 @@ class FuseLoop:
         self._nodes = NodeTable(view.attributes)
         self._failures = FailureLog()
         self._stopped = False
+        self._threads: list[threading.Thread] = []
         self._handlers: dict[int, Handler] = {
             Opcode.INIT: self._init,
             Opcode.LOOKUP: self._lookup,
@@ -63,15 +66,12 @@ class FuseLoop:
             Opcode.LSEEK: self._lseek,
         }
 
-    def start(self) -> list[threading.Thread]:
+    def start(self) -> None:
         """Serve in threads of its own; they end when the mount is gone."""
-        threads = [
-            threading.Thread(target=self.serve, name=f"fuse-{number}", daemon=True)
-            for number in range(THREADS)
-        ]
-        for thread in threads:
+        for number in range(THREADS):
+            thread = threading.Thread(target=self.serve, name=f"fuse-{number}", daemon=True)
             thread.start()
-        return threads
+            self._threads.append(thread)
 
     def stop(self) -> None:
         """Answer nothing but EIO from now on: what is served is about to be closed."""
@@ -82,8 +82,18 @@ class FuseLoop:
         try:
             self._serve()
         finally:
-            self.is_gone = True
             self._ended()
+
+    def close(self, patience_s: float) -> None:
+        """Close the descriptor once nobody answers any more.
+
+        A thread that is still reading after ``patience_s`` writes its answer some day: the descriptor then
+        stays open, so that its number is not that of another file by then.
+        """
+        for thread in self._threads:
+            thread.join(patience_s)
+        if not any(thread.is_alive() for thread in self._threads):
+            os.close(self._fd)
 
     def _serve(self) -> None:
         buffer = bytearray(fuse.REQUEST_SIZE)
@@ -95,7 +105,8 @@ class FuseLoop:
             except OSError as error:
                 if error.errno in _ABORTED:
                     continue
-                if error.errno not in _GONE:
+                self.is_gone = error.errno == errno.ENODEV
+                if not self.is_gone:
                     _log.error("the mount cannot be served any more: %s", error)
                 return
             self._answer(buffer)
@@ -113,8 +124,7 @@ class FuseLoop:
                 data = self._respond(fuse.parse_request(message))
             parts = [fuse.answer(unique, len(data)), data]
         except Exception as error:  # noqa: BLE001 - whatever it is, the kernel waits for an answer
-            number = self._failures.errno_of(error, f"request {request.opcode}")
-            parts = [fuse.answer(request.unique, 0, number)]
+            parts = [fuse.answer(unique, 0, self._failures.errno_of(error, f"request {opcode}"))]
         try:
             os.writev(self._fd, parts)
         except OSError as error:

@@ -35,6 +35,7 @@ def served(tree: FileTree) -> Iterator[tuple[socket.socket, FuseLoop]]:
     with ours:
         ours.settimeout(20)
         yield ours, loop
+    loop.close(20)
 
 
 @pytest.fixture
@@ -116,6 +117,37 @@ def test_nothing_is_read_once_it_is_to_end() -> None:
         loop.stop()
         assert ask(kernel, 15, node, read)[0] == errno.EIO
         assert ask(kernel, 1, body=b"file\0")[0] == errno.EIO
+
+
+def test_the_descriptor_outlives_a_read_that_hangs() -> None:
+    """Its number would be that of another file otherwise, and the answer would be written into that."""
+    reading, proceed = threading.Event(), threading.Event()
+
+    def slow(_offset: int, size: int) -> bytes:
+        reading.set()
+        proceed.wait(20)
+        return bytes(size)
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    descriptor = theirs.detach()
+    loop = FuseLoop(
+        descriptor, PosixView(MemoryTree(folder({b"file": Item(size=4, read=slow)}))), lambda: None
+    )
+    loop.start()
+    with ours:
+        (node,) = struct.unpack_from("=Q", ask(ours, 1, body=b"file\0")[1])
+        (handle,) = struct.unpack_from("=Q", ask(ours, 14, node, bytes(8))[1])
+        ours.send(request(15, node, struct.pack("=QQIIQII", handle, 0, 4, 0, 0, 0, 0)))
+        assert reading.wait(20)
+        assert ask(ours, 17)[0] == 0, "the other thread still answers"
+        ours.shutdown(socket.SHUT_WR)
+        loop.close(0.01)
+        os.fstat(descriptor)
+        proceed.set()
+        assert ours.recv(100)[16:] == bytes(4)
+        loop.close(20)
+        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+            os.fstat(descriptor)
 
 
 def test_a_listing_with_attributes_counts_as_looking_up(kernel: socket.socket) -> None:
