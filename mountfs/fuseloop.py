@@ -183,7 +183,10 @@ class FuseLoop:
         return b""
 
     def _opendir(self, request: Request) -> bytes:
-        return fuse.pack_open(self._view.open_folder(self._nodes.path(request.node)))
+        path = self._nodes.path(request.node)
+        unchanging = self._view.attributes(path).volatile is None
+        flags = fuse.KEEP_CACHE | fuse.CACHE_FOLDER if unchanging else 0
+        return fuse.pack_open(self._view.open_folder(path), flags)
 
     def _releasedir(self, request: Request) -> bytes:
         self._view.release_folder(fuse.parse_u64(request.body))

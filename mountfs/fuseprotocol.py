@@ -28,6 +28,8 @@ READ = 15
 """`Opcode.READ` as a plain number: comparing with a member of an enumeration takes longer."""
 KEEP_CACHE = 1 << 1
 """Of an open file: what the kernel cached of it before is still right."""
+CACHE_FOLDER = 1 << 3
+"""Of an open folder: the kernel may remember what it lists, and need not ask again."""
 
 _HEADER = struct.Struct("=IIQQIIII")
 HEADER_SIZE = _HEADER.size
@@ -36,10 +38,10 @@ ANSWER_SIZE = _ANSWER.size
 _INIT_IN = struct.Struct("=IIII")
 _INIT_OUT = struct.Struct("=IIIIHHIIHHI28x")
 _READ_IN = struct.Struct("=QQI")
-_ATTRIBUTES = struct.Struct("=QQQqqqIIIIIIIIII")
-_ENTRY = struct.Struct("=QQQQII")
 _READ_REQUEST = struct.Struct("=4xIQ24xQQI")
 _GETATTR_IN = struct.Struct("=I4xQ")
+_ATTRIBUTES = struct.Struct("=QQQqqqIIIIIIIIII")
+_ENTRY = struct.Struct("=QQQQII")
 ENTRY_SIZE = _ENTRY.size + _ATTRIBUTES.size
 _ATTRIBUTES_OUT = struct.Struct("=QII")
 _OPEN_OUT = struct.Struct("=QII")
@@ -51,9 +53,9 @@ _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 _BLOCK_SIZE = 4096
 _NAME_MAX = 255
+_BY_HANDLE = 1 << 0
 
 _ASYNC_READ = 1 << 0
-_BY_HANDLE = 1 << 0
 _DO_READDIRPLUS = 1 << 13
 _READDIRPLUS_AUTO = 1 << 14
 _ASYNC_DIO = 1 << 15
@@ -186,14 +188,14 @@ def parse_read(body: bytes) -> tuple[int, int, int]:
     return handle, offset, size
 
 
-def parse_seek(body: bytes) -> tuple[int, int, int]:
-    """Return (handle, offset, whence)."""
 def parse_getattr(body: bytes) -> int | None:
     """Return the handle of the open file that is asked about; None: the node is."""
     flags, handle = _GETATTR_IN.unpack_from(body)
     return int(handle) if flags & _BY_HANDLE else None
 
 
+def parse_seek(body: bytes) -> tuple[int, int, int]:
+    """Return (handle, offset, whence)."""
     handle, offset, whence = _SEEK_IN.unpack_from(body)
     return handle, offset, whence
 

@@ -108,6 +108,16 @@ def test_look_up_open_read(kernel: socket.socket) -> None:
     assert ask(kernel, 15, node, struct.pack("=QQIIQII", 1234, 0, 1, 0, 0, 0, 0))[0] == errno.EIO
 
 
+def test_the_kernel_may_remember_the_listing_of_what_never_changes(kernel: socket.socket) -> None:
+    _, opened = ask(kernel, 27, body=struct.pack("=II", 0, 0))
+    assert struct.unpack_from("=QI", opened)[1] == fuse.CACHE_FOLDER | fuse.KEEP_CACHE == 0b1010
+    points = FolderTree(lambda: {b"point": Entry(open=lambda: MemoryTree(folder({b"x": Item(b"")})))})
+    with served(points) as (changing, _):
+        assert struct.unpack_from("=QI", ask(changing, 27, body=bytes(8))[1])[1] == 0
+        (node,) = struct.unpack_from("=Q", ask(changing, 1, body=b"point\0")[1])
+        assert struct.unpack_from("=QI", ask(changing, 27, node, bytes(8))[1])[1] == 0
+
+
 def test_nothing_is_read_once_it_is_to_end() -> None:
     with served(MemoryTree(folder({b"file": Item(b"content")}))) as (kernel, loop):
         (node,) = struct.unpack_from("=Q", ask(kernel, 1, body=b"file\0")[1])
