@@ -29,13 +29,15 @@ KEEP_VOLATILE_S = 1
 THREADS = 2
 """More of them fight for the interpreter lock; with one, every reader waits for one decompression."""
 
-_GONE = frozenset({errno.ENODEV, errno.EBADF})
 _ABORTED = frozenset({errno.ENOENT, errno.EINTR, errno.EAGAIN})
 _log = logging.getLogger(__name__)
 
 
 class FuseLoop:
-    """Answers what the kernel asks on one descriptor. ``ended`` is called when the mount is gone."""
+    """Answers what the kernel asks on one descriptor, which is its own from now on.
+
+    ``ended`` is called by each thread that stops serving: the mount is gone, or cannot be served any more.
+    """
 
     def __init__(self, fd: int, view: PosixView, ended: Callable[[], None]) -> None:
         self._fd = fd
@@ -46,6 +48,7 @@ class FuseLoop:
         self._nodes = NodeTable(view.attributes)
         self._failures = FailureLog()
         self._stopped = False
+        self._threads: list[threading.Thread] = []
         self._handlers: dict[int, Handler] = {
             Opcode.INIT: self._init,
             Opcode.LOOKUP: self._lookup,
@@ -63,15 +66,12 @@ class FuseLoop:
             Opcode.LSEEK: self._lseek,
         }
 
-    def start(self) -> list[threading.Thread]:
+    def start(self) -> None:
         """Serve in threads of its own; they end when the mount is gone."""
-        threads = [
-            threading.Thread(target=self.serve, name=f"fuse-{number}", daemon=True)
-            for number in range(THREADS)
-        ]
-        for thread in threads:
+        for number in range(THREADS):
+            thread = threading.Thread(target=self.serve, name=f"fuse-{number}", daemon=True)
             thread.start()
-        return threads
+            self._threads.append(thread)
 
     def stop(self) -> None:
         """Answer nothing but EIO from now on: what is served is about to be closed."""
@@ -82,12 +82,22 @@ class FuseLoop:
         try:
             self._serve()
         finally:
-            self.is_gone = True
             self._ended()
+
+    def close(self, patience_s: float) -> None:
+        """Close the descriptor once nobody answers any more.
+
+        A thread that is still reading after ``patience_s`` writes its answer some day: the descriptor then
+        stays open, so that its number is not that of another file by then.
+        """
+        for thread in self._threads:
+            thread.join(patience_s)
+        if not any(thread.is_alive() for thread in self._threads):
+            os.close(self._fd)
 
     def _serve(self) -> None:
         buffer = bytearray(fuse.REQUEST_SIZE)
-        message, vector, fd = memoryview(buffer), [buffer], self._fd
+        vector, fd = [buffer], self._fd
         while True:
             try:
                 if os.readv(fd, vector) < fuse.HEADER_SIZE:
@@ -95,34 +105,36 @@ class FuseLoop:
             except OSError as error:
                 if error.errno in _ABORTED:
                     continue
-                if error.errno not in _GONE:
+                self.is_gone = error.errno == errno.ENODEV
+                if not self.is_gone:
                     _log.error("the mount cannot be served any more: %s", error)
                 return
-            self._answer(fuse.parse_request(message))
+            self._answer(buffer)
 
-    def _answer(self, request: Request) -> None:
-        """Answer one request; a failure is an answer too."""
-        if request.opcode in fuse.UNANSWERED:
-            self._forget(request)
-            return
+    def _answer(self, message: bytearray) -> None:
+        """Answer one request; a failure is an answer too. Reads are by far the most, and take no detour."""
+        opcode, unique, handle, offset, size = fuse.unpack_as_read(message)
         try:
-            data = self._respond(request)
-            parts = [fuse.answer(request.unique, len(data)), data]
+            if opcode == fuse.READ and not self._stopped:
+                data = self._view.read(handle, offset, size)
+            elif opcode in fuse.UNANSWERED:
+                self._forget(fuse.parse_request(message))
+                return
+            else:
+                data = self._respond(fuse.parse_request(message))
+            parts = [fuse.answer(unique, len(data)), data]
         except Exception as error:  # noqa: BLE001 - whatever it is, the kernel waits for an answer
-            number = self._failures.errno_of(error, f"request {request.opcode}")
-            parts = [fuse.answer(request.unique, 0, number)]
+            parts = [fuse.answer(unique, 0, self._failures.errno_of(error, f"request {opcode}"))]
         try:
             os.writev(self._fd, parts)
         except OSError as error:
             # ENOENT: whoever asked was interrupted; ENODEV: the mount is gone, which the next read says.
-            if error.errno not in _ABORTED | _GONE:
+            if error.errno not in _ABORTED and error.errno != errno.ENODEV:
                 _log.error("the kernel did not take an answer: %s", error)
 
     def _respond(self, request: Request) -> bytes:
         if self._stopped:
             raise _failure(errno.EIO)
-        if request.opcode == Opcode.READ:
-            return self._view.read(*fuse.parse_read(request.body))
         handler = self._handlers.get(request.opcode)
         if handler is None:
             raise _failure(errno.EROFS if request.opcode in fuse.WRITING else errno.ENOSYS)
@@ -149,7 +161,11 @@ class FuseLoop:
         return fuse.pack_entry(node, attributes, _keep(attributes.volatile))
 
     def _getattr(self, request: Request) -> bytes:
-        attributes = self._view.attributes(self._nodes.path(request.node))
+        handle = fuse.parse_getattr(request.body)
+        if handle is None:
+            attributes = self._view.attributes(self._nodes.path(request.node))
+        else:
+            attributes = self._view.handle_attributes(handle)
         return fuse.pack_attributes(attributes, _keep(attributes.volatile))
 
     def _readlink(self, request: Request) -> bytes:
@@ -167,7 +183,10 @@ class FuseLoop:
         return b""
 
     def _opendir(self, request: Request) -> bytes:
-        return fuse.pack_open(self._view.open_folder(self._nodes.path(request.node)))
+        path = self._nodes.path(request.node)
+        unchanging = self._view.attributes(path).volatile is None
+        flags = fuse.KEEP_CACHE | fuse.CACHE_FOLDER if unchanging else 0
+        return fuse.pack_open(self._view.open_folder(path), flags)
 
     def _releasedir(self, request: Request) -> bytes:
         self._view.release_folder(fuse.parse_u64(request.body))

@@ -11,7 +11,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mountfs.posixview import Attributes
 
@@ -24,8 +24,12 @@ REQUEST_SIZE = 64 << 10
 """Room for a request: the kernel demands 8 KiB; the longest names and batches of forgets fit."""
 MAX_PAGES = 256
 """Of a read: 1 MiB, the most that the kernel grants."""
+READ = 15
+"""`Opcode.READ` as a plain number: comparing with a member of an enumeration takes longer."""
 KEEP_CACHE = 1 << 1
 """Of an open file: what the kernel cached of it before is still right."""
+CACHE_FOLDER = 1 << 3
+"""Of an open folder: the kernel may remember what it lists, and need not ask again."""
 
 _HEADER = struct.Struct("=IIQQIIII")
 HEADER_SIZE = _HEADER.size
@@ -34,6 +38,8 @@ ANSWER_SIZE = _ANSWER.size
 _INIT_IN = struct.Struct("=IIII")
 _INIT_OUT = struct.Struct("=IIIIHHIIHHI28x")
 _READ_IN = struct.Struct("=QQI")
+_READ_REQUEST = struct.Struct("=4xIQ24xQQI")
+_GETATTR_IN = struct.Struct("=I4xQ")
 _ATTRIBUTES = struct.Struct("=QQQqqqIIIIIIIIII")
 _ENTRY = struct.Struct("=QQQQII")
 ENTRY_SIZE = _ENTRY.size + _ATTRIBUTES.size
@@ -47,6 +53,7 @@ _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 _BLOCK_SIZE = 4096
 _NAME_MAX = 255
+_BY_HANDLE = 1 << 0
 
 _ASYNC_READ = 1 << 0
 _DO_READDIRPLUS = 1 << 13
@@ -82,7 +89,7 @@ class Opcode(enum.IntEnum):
     RENAME = 12
     LINK = 13
     OPEN = 14
-    READ = 15
+    READ = READ
     WRITE = 16
     STATFS = 17
     RELEASE = 18
@@ -135,7 +142,14 @@ class Init(NamedTuple):
     flags: int
 
 
-def parse_request(message: memoryview) -> Request:
+unpack_as_read: Callable[[bytearray], tuple[int, int, int, int, int]] = _READ_REQUEST.unpack_from
+"""Return (opcode, unique, handle, offset, size) of a buffer of `REQUEST_SIZE` in one step.
+
+The last three mean something only when the opcode is that of a read.
+"""
+
+
+def parse_request(message: bytearray) -> Request:
     """Split a message; the body is a copy."""
     length, opcode, unique, node, *_ = _HEADER.unpack_from(message)
     return Request(opcode, unique, node, bytes(message[HEADER_SIZE:length]))
@@ -169,9 +183,15 @@ def init_answer(offer: Init) -> bytes:
 
 
 def parse_read(body: bytes) -> tuple[int, int, int]:
-    """Return (handle, offset, size) of READ, READDIR and READDIRPLUS."""
+    """Return (handle, offset, size) of READDIR and READDIRPLUS."""
     handle, offset, size = _READ_IN.unpack_from(body)
     return handle, offset, size
+
+
+def parse_getattr(body: bytes) -> int | None:
+    """Return the handle of the open file that is asked about; None: the node is."""
+    flags, handle = _GETATTR_IN.unpack_from(body)
+    return int(handle) if flags & _BY_HANDLE else None
 
 
 def parse_seek(body: bytes) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager, suppress
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from imageformat.errors import FuseUnavailableError
@@ -52,27 +53,21 @@ def mount(tree: FileTree, options: MountOptions, ready: Callable[[], None]) -> N
     check_as_user(options, mountpoint)
     view = PosixView(tree, uid=options.uid, gid=options.gid, umask=options.umask)
     view.attributes(b"/")
-    ended = threading.Event()
+    ended: SimpleQueue[None] = SimpleQueue()
     with _signals_set(ended):
-        fd = open_mounted(options, mountpoint)
+        loop = FuseLoop(open_mounted(options, mountpoint), view, lambda: ended.put(None))
         try:
-            _serve(FuseLoop(fd, view, ended.set), mountpoint, ended, ready)
+            loop.start()
+            announcer = threading.Thread(
+                target=_announce, args=(mountpoint, ready), name="mountfs-ready", daemon=True
+            )
+            announcer.start()
+            ended.get()
         finally:
-            os.close(fd)
-
-
-def _serve(loop: FuseLoop, mountpoint: Path, ended: threading.Event, ready: Callable[[], None]) -> None:
-    threads = loop.start()
-    announcer = threading.Thread(
-        target=_announce, args=(mountpoint, ready), name="mountfs-ready", daemon=True
-    )
-    announcer.start()
-    ended.wait()
-    loop.stop()
-    if not loop.is_gone:
-        end_now(mountpoint)
-    for thread in threads:
-        thread.join(_PATIENCE_S)
+            loop.stop()
+            if not loop.is_gone:
+                end_now(mountpoint)
+            loop.close(_PATIENCE_S)
 
 
 def _announce(mountpoint: Path, ready: Callable[[], None]) -> None:
@@ -84,14 +79,18 @@ def _announce(mountpoint: Path, ready: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _signals_set(ended: threading.Event) -> Iterator[None]:
-    """End the mount at the signals that end programs; only the main thread can take them."""
+def _signals_set(ended: SimpleQueue[None]) -> Iterator[None]:
+    """End the mount at the signals that end programs; only the main thread can take them.
+
+    A signal comes at any moment, also inside of the wait that it is to end. `SimpleQueue.put` is made for
+    that; `threading.Event.set` would wait for a lock that the interrupted wait holds.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     # What is ignored stays so: nohup, and a shell that starts something in the background, mean it.
     taken = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda *_: ended.set()) for number in taken}
+    before = {number: signal.signal(number, lambda *_: ended.put(None)) for number in taken}
     try:
         yield
     finally:

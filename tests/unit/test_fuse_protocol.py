@@ -6,15 +6,19 @@ import errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from mountfs import fuseprotocol as fuse
+from mountfs.foldertree import Entry, FolderTree
 from mountfs.fuseloop import FuseLoop
 from mountfs.fusenodes import NodeTable
 from mountfs.memorytree import Item, MemoryTree, folder
 from mountfs.posixview import Attributes, PosixView
+from mountfs.tree import FileTree
 
 
 def request(opcode: int, node: int, body: bytes, unique: int = 7) -> bytes:
@@ -22,15 +26,22 @@ def request(opcode: int, node: int, body: bytes, unique: int = 7) -> bytes:
     return head + body
 
 
-@pytest.fixture
-def kernel() -> Iterator[socket.socket]:
+@contextmanager
+def served(tree: FileTree) -> Iterator[tuple[socket.socket, FuseLoop]]:
     """Our end of a socket that the loop takes for the device: one message, one packet."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    tree = MemoryTree(folder({b"file": Item(b"content"), b"folder": folder({b"x": Item(b"")})}))
     loop = FuseLoop(theirs.detach(), PosixView(tree), lambda: None)
     loop.start()
     with ours:
         ours.settimeout(20)
+        yield ours, loop
+    loop.close(20)
+
+
+@pytest.fixture
+def kernel() -> Iterator[socket.socket]:
+    tree = MemoryTree(folder({b"file": Item(b"content"), b"folder": folder({b"x": Item(b"")})}))
+    with served(tree) as (ours, _):
         yield ours
 
 
@@ -88,6 +99,65 @@ def test_look_up_open_read(kernel: socket.socket) -> None:
     assert ask(kernel, 15, node, read) == (0, b"tent")
     assert ask(kernel, 14, node, struct.pack("=II", os.O_RDWR, 0))[0] == errno.EROFS
     assert ask(kernel, 1, body=b"absent\0")[0] == errno.ENOENT
+    by_handle = struct.pack("=IIQ", 1, 0, handle)
+    error, attributes = ask(kernel, 3, node=99, body=by_handle)
+    assert (error, struct.unpack_from("=QQ", attributes, 24)) == (0, (7, 1)), (
+        "size and blocks of the open file"
+    )
+    assert ask(kernel, 3, node=99, body=bytes(16))[0] == errno.ESTALE
+    assert ask(kernel, 15, node, struct.pack("=QQIIQII", 1234, 0, 1, 0, 0, 0, 0))[0] == errno.EIO
+
+
+def test_the_kernel_may_remember_the_listing_of_what_never_changes(kernel: socket.socket) -> None:
+    _, opened = ask(kernel, 27, body=struct.pack("=II", 0, 0))
+    assert struct.unpack_from("=QI", opened)[1] == fuse.CACHE_FOLDER | fuse.KEEP_CACHE == 0b1010
+    points = FolderTree(lambda: {b"point": Entry(open=lambda: MemoryTree(folder({b"x": Item(b"")})))})
+    with served(points) as (changing, _):
+        assert struct.unpack_from("=QI", ask(changing, 27, body=bytes(8))[1])[1] == 0
+        (node,) = struct.unpack_from("=Q", ask(changing, 1, body=b"point\0")[1])
+        assert struct.unpack_from("=QI", ask(changing, 27, node, bytes(8))[1])[1] == 0
+
+
+def test_nothing_is_read_once_it_is_to_end() -> None:
+    with served(MemoryTree(folder({b"file": Item(b"content")}))) as (kernel, loop):
+        (node,) = struct.unpack_from("=Q", ask(kernel, 1, body=b"file\0")[1])
+        (handle,) = struct.unpack_from("=Q", ask(kernel, 14, node, bytes(8))[1])
+        read = struct.pack("=QQIIQII", handle, 0, 100, 0, 0, 0, 0)
+        assert ask(kernel, 15, node, read) == (0, b"content")
+        loop.stop()
+        assert ask(kernel, 15, node, read)[0] == errno.EIO
+        assert ask(kernel, 1, body=b"file\0")[0] == errno.EIO
+
+
+def test_the_descriptor_outlives_a_read_that_hangs() -> None:
+    """Its number would be that of another file otherwise, and the answer would be written into that."""
+    reading, proceed = threading.Event(), threading.Event()
+
+    def slow(_offset: int, size: int) -> bytes:
+        reading.set()
+        proceed.wait(20)
+        return bytes(size)
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    descriptor = theirs.detach()
+    loop = FuseLoop(
+        descriptor, PosixView(MemoryTree(folder({b"file": Item(size=4, read=slow)}))), lambda: None
+    )
+    loop.start()
+    with ours:
+        (node,) = struct.unpack_from("=Q", ask(ours, 1, body=b"file\0")[1])
+        (handle,) = struct.unpack_from("=Q", ask(ours, 14, node, bytes(8))[1])
+        ours.send(request(15, node, struct.pack("=QQIIQII", handle, 0, 4, 0, 0, 0, 0)))
+        assert reading.wait(20)
+        assert ask(ours, 17)[0] == 0, "the other thread still answers"
+        ours.shutdown(socket.SHUT_WR)
+        loop.close(0.01)
+        os.fstat(descriptor)
+        proceed.set()
+        assert ours.recv(100)[16:] == bytes(4)
+        loop.close(20)
+        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+            os.fstat(descriptor)
 
 
 def test_a_listing_with_attributes_counts_as_looking_up(kernel: socket.socket) -> None:
