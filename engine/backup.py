@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from imageformat.repository import ImageSet, Point, Repository
 
 DEFAULT_BLOCK_SIZE = 64 << 10
-_JOB_BYTES = 1 << 20
+_JOB_BYTES = 256 << 10
+"""What one worker is given at a time; the memory of 1 MiB came fresh from the kernel each time, a fifth slower."""
 
 
 class Source(BlockDevice, Protocol):
