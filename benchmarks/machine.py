@@ -36,8 +36,12 @@ def has(*tools: str) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """The environment of everything we run: administrators' tools are found, messages are English."""
-    return {**os.environ, "PATH": _PATH, "LC_ALL": "C.UTF-8"}
+    """The environment of everything we run: administrators' tools are found, messages are English.
+
+    Python keeps what it compiled, as in every installation, also where developers told it not to.
+    """
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PATH": _PATH, "LC_ALL": "C.UTF-8"}
 
 
 def is_root() -> bool:
