@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BLOCK_SIZE = 64 << 10
 _JOB_BYTES = 256 << 10
-"""What one worker is given at a time; the memory of 1 MiB came fresh from the kernel each time, a fifth slower."""
+"""What one worker is given at a time; memory for larger jobs comes fresh from the kernel each time."""
 
 
 class Source(BlockDevice, Protocol):

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 HEAD = 1 << 20
 """Written last."""
-_STEP = 1 << 20
+_STEP = 256 << 10
+"""What a worker decodes at a time; larger pieces of memory come fresh from the kernel each time."""
 
 
 class RestoreProgress(NamedTuple):

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _ZEROS = bytes(1 << 20)
+_PUSH = 16 << 20
+"""Written back to the medium at a time, while the next is being decoded."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READ_ONLY = frozenset({errno.EROFS})
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
@@ -94,6 +96,8 @@ class _DescriptorDevice:
         self.size = size
         self.block_size = block_size
         self.sector_size = sector_size
+        self._dirty_from = size
+        self._dirty = 0
 
     def pread(self, offset: int, size: int) -> bytes:
         """See `BlockDevice.pread`."""
@@ -130,7 +134,16 @@ class _DescriptorDevice:
                 raise _failure("write", self.path, offset, error) from error
             if not done:
                 raise DestinationError(f"{self.path} takes no more bytes at byte {offset}")
+            self._push(offset, offset + done)
             offset, view = offset + done, view[done:]
+
+    def _push(self, start: int, end: int) -> None:
+        """Start writing back what was written, so that little is left to wait for in the end."""
+        self._dirty_from = min(self._dirty_from, start)
+        self._dirty += end - start
+        if self._dirty >= _PUSH:
+            os.posix_fadvise(self._fd, self._dirty_from, end - self._dirty_from, os.POSIX_FADV_DONTNEED)
+            self._dirty_from, self._dirty = end, 0
 
     def zero(self, offset: int, size: int) -> None:
         """See `WritableDevice.zero`; never by a discard, which promises nothing."""

@@ -30,6 +30,8 @@ __all__ = ["PLUGIN", "LocalFile", "LocalObjectWriter", "LocalStorage", "read_err
 
 _BUFFER = 1 << 20
 _SYNC_EVERY = 512 << 20
+_PUSH_EVERY = 16 << 20
+"""Written back to the medium at a time, while the next is being made."""
 _CACHE_NAME = ".catalog.json"
 _LOCK_NAME = ".lock"
 _RENAME_NOREPLACE = 1
@@ -48,6 +50,7 @@ class LocalObjectWriter:
         self._buffer = bytearray()
         self._flushed = 0
         self._synced = 0
+        self._pushed = 0
         try:
             self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except FileExistsError as error:
@@ -97,6 +100,9 @@ class LocalObjectWriter:
         finally:
             view.release()
         self._buffer.clear()
+        if self._flushed - self._pushed >= _PUSH_EVERY:
+            os.posix_fadvise(self._fd, self._pushed, self._flushed - self._pushed, os.POSIX_FADV_DONTNEED)
+            self._pushed = self._flushed
         if self._flushed - self._synced >= _SYNC_EVERY:
             os.fdatasync(self._fd)
             self._synced = self._flushed
