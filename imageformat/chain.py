@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from imageformat.errors import CorruptImageError, ParentMismatchError
-from imageformat.layer import Fill, Lost, Older, Piece
+from imageformat.layer import Fill, Lost, Older, Piece, refuse_difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -120,7 +120,7 @@ class Chain:
         Raises:
             CorruptImageError: it is one, or damaged.
         """
-        return self.layer(ref.layer).load((ref,), _refuse_difference)[0]
+        return self.layer(ref.layer).load((ref,), refuse_difference)[0]
 
     def _pieces(self, depth: int, disk: int, offset: int, size: int) -> Iterator[Piece]:
         """Ask one layer, whose disk may be smaller: what it does not have reads as zeros."""
@@ -130,7 +130,3 @@ class Chain:
             yield from layer.pieces(disk, offset, inside, self.layer)
         if inside < size:
             yield Piece(offset + inside, size - inside, Fill.ZERO, 0)
-
-
-def _refuse_difference(ref: BlockRef) -> bytes:
-    raise CorruptImageError(f"block {ref.block} is stored as a difference from a difference")

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, overload
 from uuid import UUID
 
+from imageformat.errors import CorruptImageError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -123,6 +125,15 @@ class BlockRef(NamedTuple):
 
 LoadBlock: TypeAlias = Callable[[BlockRef], bytes]
 """Returns the proven bytes of one block."""
+
+
+def refuse_difference(ref: BlockRef) -> bytes:
+    """Stand for the reference of a block that is itself one, and so may not be a difference.
+
+    Raises:
+        CorruptImageError: always.
+    """
+    raise CorruptImageError(f"block {ref.block} is stored as a difference from a difference")
 
 
 class Piece(NamedTuple):

@@ -28,7 +28,7 @@ from imageformat.layer import ImageType
 from imageformat.repository import Repository
 from imageformat.storage.memory import MemoryStorage
 from imageformat.view import ImageView
-from support.requirements import REPOSITORY, fuse_missing, require_tool
+from support.requirements import REPOSITORY, require_fuse, require_tool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -290,8 +290,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_runs_at_a_small_size(name: str, work: Path) -> None:
     """Peers that this machine lacks are left out by the benchmark itself."""
     require_tool("mke2fs", "debugfs", "mkntfs", "sfdisk")
-    if name in {"disk", "trees", "chain", "start", "memory"} and fuse_missing():
-        pytest.skip(fuse_missing())
+    if name in {"disk", "trees", "chain", "start", "memory"}:
+        require_fuse()
     results = work / "results"
     options = ["--quick", "--size", "48MiB", "--rounds", "1", "--work", str(work), "--results", str(results)]
     # Measuring the coverage of every process would take longer than all that they do.

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from imageformat.errors import CorruptImageError, MountfsError
+from imageformat.errors import MountfsError
 from imageformat.formats.native.structs import RECORD_SIZE, Record, State, unpack_record
-from imageformat.layer import BlockRef
+from imageformat.layer import BlockRef, refuse_difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,11 +51,7 @@ class ParentBlocks:
             found = self._layer(ref.layer).load_stored(ref)
             if isinstance(found, BlockRef):
                 ref = found
-                found = self._layer(ref.layer).load((ref,), _refuse)[0]
+                found = self._layer(ref.layer).load((ref,), refuse_difference)[0]
         except MountfsError:
             return None
         return OlderBlock(Record(ref.digest, ref.offset, ref.length, State.DATA, ref.layer), found)
-
-
-def _refuse(ref: BlockRef) -> bytes:
-    raise CorruptImageError(f"block {ref.block} is stored as a difference from a difference")
