@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from imageformat.cache import BlockCache
     from imageformat.device import BlockDevice
     from imageformat.errors import MountfsError
+    from imageformat.secrets import Secrets
+    from imageformat.siblings import Siblings
 
 
 class ImageType(enum.Enum):
@@ -242,13 +244,36 @@ class ImageLayer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Opening:
+    """A stored file that is to be opened, and what may be needed beside it."""
+
+    device: BlockDevice
+    """The file. Whoever opens it owns it from then on, also when that fails."""
+    name: str
+    """Names the file in errors."""
+    cache: BlockCache
+    """For index pages and whatever else is decoded and small."""
+    siblings: Siblings
+    """The only way to other files: parts, parents, backing files."""
+    secrets: Secrets
+    """What may open an encrypted image."""
+
+
+@dataclass(frozen=True, slots=True)
 class ImageFormat:
     """The plug-in record of an image format."""
 
     name: str
     suffixes: tuple[str, ...]
+    """In lower case, with the dot."""
     probe: Callable[[BlockDevice], bool]
-    """Cheap look at the first bytes; never raises for odd content."""
-    open: Callable[[BlockDevice, str, BlockCache], ImageLayer]
-    """Open a stored file; the text names it in errors; index pages go through the cache. Takes ownership
-    of the device, also when it raises."""
+    """Cheap look at the first and last bytes; never raises for odd content."""
+    open: Callable[[Opening], ImageLayer]
+    """Open a stored file.
+
+    Raises:
+        ImageError: it is damaged, incomplete, or uses what is not known here.
+    """
+    listed: bool = True
+    """Whether a file with such a suffix counts as an image when a folder is looked through. If not, it is one
+    only when it is named."""

@@ -15,16 +15,32 @@ from imageformat.cache import BlockCache
 from imageformat.catalog import CatalogEntry, Problem, Proof, decode_catalog, encode_catalog
 from imageformat.chain import Chain
 from imageformat.errors import MountfsError, NotFoundError, ParentMismatchError, ParentMissingError
-from imageformat.formats import image_formats, open_image
-from imageformat.layer import Ancestor
+from imageformat.formats import listed_suffixes, open_image
+from imageformat.layer import Ancestor, Opening
 from imageformat.lineage import Member, standings
+from imageformat.secrets import NO_SECRETS
+from imageformat.siblings import Siblings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from imageformat.layer import ImageInfo, ImageLayer
     from imageformat.lineage import Standing
+    from imageformat.secrets import Secrets
+    from imageformat.siblings import NamedFile
     from imageformat.storage import ObjectInfo, Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What the user gave to open images with."""
+
+    secrets: Secrets = NO_SECRETS
+    named: tuple[NamedFile, ...] = ()
+    """Files outside of the folder of an image that it may open."""
+
+
+NO_ACCESS = Access()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +112,8 @@ class Repository:
     """The images below one place. Any number of threads may call it at once.
 
     Opened image files are shared by all chains and closed with the repository. ``only_set`` limits it to
-    one folder; ``also`` is the key of a file that counts as an image whatever its suffix.
+    one folder; ``also`` is the key of a file that counts as an image whatever its suffix; ``access`` is what
+    the user gave to open images with.
     """
 
     def __init__(
@@ -106,8 +123,10 @@ class Repository:
         only_set: str | None = None,
         also: str | None = None,
         capacity: int | None = None,
+        access: Access = NO_ACCESS,
     ) -> None:
         self.storage = storage
+        self._access = access
         self.cache = BlockCache() if capacity is None else BlockCache(capacity)
         self._only_set = only_set
         self._also = also
@@ -127,10 +146,10 @@ class Repository:
         """Look again and return one set; without points when there is nothing."""
         prefix = f"{name}/" if name else ""
         known = decode_catalog(self.storage.load_cache(prefix))
-        suffixes = tuple(suffix for record in image_formats() for suffix in record.suffixes)
+        suffixes = listed_suffixes()
         entries = []
         for stored in self._objects(prefix):
-            if stored.key.endswith(suffixes) or stored.key == self._also:
+            if stored.key.lower().endswith(suffixes) or stored.key == self._also:
                 entry = known.get(stored.key)
                 if entry is None or entry.fingerprint != stored.fingerprint or entry.problem:
                     entry = self._examine(stored)
@@ -152,7 +171,7 @@ class Repository:
     def _examine(self, stored: ObjectInfo) -> CatalogEntry:
         """Read what a file says of itself."""
         try:
-            layer = open_image(self.storage.open(stored.key), stored.key, BlockCache(0))
+            layer = self._open(stored.key, stored.key, BlockCache(0))
         except MountfsError as error:
             return CatalogEntry(stored.key, stored.fingerprint, None, Problem.of(error))
         info = layer.info
@@ -179,7 +198,7 @@ class Repository:
             known = self._layers.get(point.key)
             if known is not None and (point.info is None or _identity(known.info) == _identity(point.info)):
                 return known
-            layer = open_image(self.storage.open(point.key), point.file_name, self.cache)
+            layer = self._open(point.key, point.file_name, self.cache)
             if known is not None:
                 self._replaced.append(known)
             self._layers[point.key] = layer
@@ -190,7 +209,11 @@ class Repository:
 
         What it says was read from the storage now: for verification.
         """
-        return open_image(self.storage.open(point.key), point.file_name, BlockCache(0))
+        return self._open(point.key, point.file_name, BlockCache(0))
+
+    def _open(self, key: str, name: str, cache: BlockCache) -> ImageLayer:
+        siblings = Siblings(self.storage, key, self._access.named)
+        return open_image(Opening(self.storage.open(key), name, cache, siblings, self._access.secrets))
 
     def chain(self, point: Point) -> Chain:
         """Open a point.

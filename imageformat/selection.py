@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imageformat.errors import AmbiguousNameError, NotFoundError, UsageError
-from imageformat.formats import image_formats
-from imageformat.repository import ImageSet, Point, Repository
+from imageformat.formats import listed_suffixes
+from imageformat.repository import NO_ACCESS, Access, ImageSet, Point, Repository
+from imageformat.siblings import NamedFile
 from imageformat.storage.local import LocalStorage, read_error
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Location:
         return select_point(sets[0], LATEST if selector is None else selector)
 
 
-def open_location(path: str, *, capacity: int | None = None) -> Location:
+def open_location(path: str, *, capacity: int | None = None, access: Access = NO_ACCESS) -> Location:
     """Find out what ``path`` is and open it; the caller closes the repository.
 
     Raises:
@@ -91,27 +92,41 @@ def open_location(path: str, *, capacity: int | None = None) -> Location:
     except OSError as error:
         raise read_error(error, place) from error
     if not place.is_dir():
-        return _open_file(place, capacity)
+        return _open_file(place, capacity, access)
     if holds_images(place):
-        repository = Repository(LocalStorage(place.parent), only_set=place.name, capacity=capacity)
+        storage = LocalStorage(place.parent)
+        repository = Repository(storage, only_set=place.name, capacity=capacity, access=access)
         return Location(repository, place.name, None)
-    return Location(Repository(LocalStorage(place), capacity=capacity), None, None)
+    return Location(Repository(LocalStorage(place), capacity=capacity, access=access), None, None)
 
 
-def _open_file(place: Path, capacity: int | None) -> Location:
+def _open_file(place: Path, capacity: int | None, access: Access) -> Location:
     folder, key = place.parent, f"{place.parent.name}/{place.name}"
     storage = LocalStorage(folder.parent)
-    return Location(Repository(storage, only_set=folder.name, also=key, capacity=capacity), folder.name, key)
+    repository = Repository(storage, only_set=folder.name, also=key, capacity=capacity, access=access)
+    return Location(repository, folder.name, key)
 
 
-def _suffixes() -> tuple[str, ...]:
-    return tuple(suffix for record in image_formats() for suffix in record.suffixes)
+def named_files(paths: Sequence[str]) -> tuple[NamedFile, ...]:
+    """Describe files that the user allows images to open, wherever they lie.
+
+    Raises:
+        NotFoundError: one is not there.
+    """
+    found = []
+    for text in paths:
+        path = Path(text).absolute()
+        if not path.is_file():
+            raise NotFoundError(f"{text}: there is no such file")
+        found.append(NamedFile(str(path), LocalStorage(path.parent), path.name))
+    return tuple(found)
 
 
 def holds_images(folder: Path) -> bool:
     """Tell whether a folder is a set: whether image files lie directly in it."""
+    suffixes = listed_suffixes()
     try:
-        return any(path.name.endswith(_suffixes()) and path.is_file() for path in folder.iterdir())
+        return any(path.name.lower().endswith(suffixes) and path.is_file() for path in folder.iterdir())
     except OSError as error:
         raise read_error(error, folder) from error
 

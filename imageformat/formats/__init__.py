@@ -9,9 +9,7 @@ from imageformat.errors import NotAnImageError
 from imageformat.plugins import discover
 
 if TYPE_CHECKING:
-    from imageformat.cache import BlockCache
-    from imageformat.device import BlockDevice
-    from imageformat.layer import ImageFormat, ImageLayer
+    from imageformat.layer import ImageFormat, ImageLayer, Opening
 
 
 def image_formats() -> tuple[ImageFormat, ...]:
@@ -19,7 +17,7 @@ def image_formats() -> tuple[ImageFormat, ...]:
     return discover(sys.modules[__name__]).available
 
 
-def open_image(device: BlockDevice, name: str, cache: BlockCache) -> ImageLayer:
+def open_image(opening: Opening) -> ImageLayer:
     """Open a stored file as a layer, whatever its format. Takes ownership of the device.
 
     The content decides; the suffix of the name only when the content says nothing, so that an image with
@@ -30,13 +28,29 @@ def open_image(device: BlockDevice, name: str, cache: BlockCache) -> ImageLayer:
         ImageError: a format does, and finds it damaged, incomplete or too new.
     """
     try:
-        fitting = next((record for record in image_formats() if record.probe(device)), None) or next(
-            (record for record in image_formats() if name.endswith(record.suffixes)), None
-        )
-        if fitting is None:
-            known = ", ".join(record.name for record in image_formats())
-            raise NotAnImageError(f"{name}: not an image of a known format ({known})")
+        fitting = format_of(opening)
     except BaseException:
-        device.close()
+        opening.device.close()
         raise
-    return fitting.open(device, name, cache)
+    return fitting.open(opening)
+
+
+def format_of(opening: Opening) -> ImageFormat:
+    """Tell the format of a stored file.
+
+    Raises:
+        NotAnImageError: no format recognises it.
+    """
+    for record in image_formats():
+        if record.probe(opening.device):
+            return record
+    for record in image_formats():
+        if opening.name.lower().endswith(record.suffixes):
+            return record
+    known = ", ".join(record.name for record in image_formats())
+    raise NotAnImageError(f"{opening.name}: not an image of a known format ({known})")
+
+
+def listed_suffixes() -> tuple[str, ...]:
+    """Return how the names of files end that count as images when a folder is looked through."""
+    return tuple(suffix for record in image_formats() if record.listed for suffix in record.suffixes)

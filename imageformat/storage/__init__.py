@@ -102,6 +102,17 @@ class Storage(Protocol):
         """
         ...
 
+    def holds(self, key: str, prefix: str) -> bool:
+        """Tell whether a plain file lies under ``key`` whose real place, links followed, is below ``prefix``.
+
+        False when there is nothing. For names that come out of an image.
+        """
+        ...
+
+    def modified_ns(self, key: str) -> int:
+        """Return when an object was last written: UTC, nanoseconds since 1970; 0 when that is not known."""
+        ...
+
     def create(self, key: str) -> ObjectWriter:
         """Start a new object.
 

@@ -224,6 +224,22 @@ class LocalStorage:
         """See `Storage.open`."""
         return LocalFile(self._root / key, self._pool)
 
+    def holds(self, key: str, prefix: str) -> bool:
+        """See `Storage.holds`."""
+        try:
+            place = (self._root / key).resolve(strict=True)
+            top = (self._root / prefix).resolve(strict=True)
+            return place.is_relative_to(top) and S_ISREG(place.stat().st_mode)
+        except (OSError, RuntimeError, ValueError):
+            return False
+
+    def modified_ns(self, key: str) -> int:
+        """See `Storage.modified_ns`."""
+        try:
+            return (self._root / key).stat().st_mtime_ns
+        except OSError:
+            return 0
+
     def create(self, key: str) -> LocalObjectWriter:
         """See `Storage.create`."""
         final = self._root / key

@@ -93,6 +93,15 @@ class MemoryStorage:
                 raise NotFoundError(f"{key}: no such object")
             return MemoryDevice(self._objects[key][0])
 
+    def holds(self, key: str, prefix: str) -> bool:
+        """See `Storage.holds`."""
+        with self._lock:
+            return key in self._objects and key.startswith(prefix)
+
+    def modified_ns(self, key: str) -> int:  # noqa: ARG002 (times are not kept)
+        """See `Storage.modified_ns`."""
+        return 0
+
     def create(self, key: str) -> MemoryObjectWriter:
         """See `Storage.create`."""
         return MemoryObjectWriter(self, key)
