@@ -1,6 +1,6 @@
 """Imaging a device: full, differential, incremental.
 
-One reader, N workers (zero test, hash, comparison with the parent, compression), one writer in order.
+N workers (reading, zero test, hash, comparison with the parent, compression), one writer in order.
 Nothing is visible before the image is durable and has been read back.
 """
 
@@ -36,7 +36,7 @@ from imageformat.formats.native.writer import NO_ANCESTORS, EncodedBlock, Native
 from imageformat.layer import Ancestor, ImageInfo, ImageType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from engine.plan import Run
     from imageformat.chain import Chain
@@ -89,11 +89,6 @@ class BackupResult:
     changed_blocks: int
     seconds: float
     warning: str = ""
-
-
-class _Work(NamedTuple):
-    run: Run
-    raw: bytes
 
 
 class _Done(NamedTuple):
@@ -231,24 +226,14 @@ def copy_blocks(
     report: Callable[[BackupProgress], None],
     stored: Callable[[], int],
 ) -> int:
-    """Read the source once and hand what differs from ``parent`` to the writer; return the blocks."""
+    """Read the source once and hand what differs from ``parent`` to the writer; return how many blocks."""
     threads = options.threads or default_threads()
     geometry = writer.geometry
     longest = max(1, _JOB_BYTES // geometry.block_size)
-    worker = BlockWorker(writer.image_id, geometry, parent, options.level)
-
-    def jobs() -> Iterator[_Work]:
-        extents = source.extents(0, source.size)
-        for run in block_runs(extents, source.size, geometry.block_size, longest):
-            if run.hole:
-                yield _Work(run, b"")
-                continue
-            offset = run.first * geometry.block_size
-            size = min(run.blocks * geometry.block_size, source.size - offset)
-            yield _Work(run, source.pread(offset, size))
-
+    worker = BlockWorker(source, writer.image_id, geometry, parent, options.level)
+    runs = block_runs(source.extents(0, source.size), source.size, geometry.block_size, longest)
     changed = done = 0
-    with contextlib.closing(ordered_map(worker, jobs(), threads=threads)) as results:
+    with contextlib.closing(ordered_map(worker, runs, threads=threads)) as results:
         for result in results:
             if result.run.hole:
                 changed += writer.fill(result.run.first, result.run.blocks, State.ZERO)
@@ -264,26 +249,33 @@ def copy_blocks(
 
 
 class BlockWorker:
-    """What a worker thread does with a run of blocks. Thread-safe."""
+    """What a worker thread does with a run of blocks. Thread-safe.
+
+    It reads them too: copying what the kernel has cached costs as much as comparing it, and one thread that
+    read for all of them would keep them waiting.
+    """
 
     def __init__(
         self,
+        source: BlockDevice,
         image_id: bytes,
         geometry: Geometry,
         parent: ParentBlocks | None,
         level: int,
     ) -> None:
+        self._source = source
         self._image_id = image_id
         self._geometry = geometry
         self._parent = parent
         self._level = level
 
-    def __call__(self, work: _Work) -> _Done:
+    def __call__(self, run: Run) -> _Done:
         """Return what of a run differs from the parent."""
-        run, raw = work
         if run.hole:
             return _Done(run, 0, ())
         size = self._geometry.block_size
+        offset = run.first * size
+        raw = self._source.pread(offset, min(run.blocks * size, self._source.size - offset))
         changed = []
         for block in range(run.first, run.first + run.blocks):
             at = (block - run.first) * size

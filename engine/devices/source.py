@@ -18,6 +18,7 @@ from engine.devices import ioctl, sysfs
 from engine.devices.holes import file_extents
 from engine.devices.sysfs import LOCAL, SystemRoots
 from imageformat.device import check_range
+from imageformat.direct import DirectFile
 from imageformat.errors import AccessDeniedError, MountfsError, NotFoundError, SourceReadError
 from imageformat.extent import Extent, ExtentKind
 
@@ -48,6 +49,7 @@ class SourceDevice:
 
     def __init__(self, fd: int, identity: SourceIdentity, *, sector_size: int, block_size: int) -> None:
         self._fd = fd
+        self._direct = DirectFile(fd)
         self.identity = identity
         self.size = identity.size
         self.sector_size = sector_size
@@ -60,6 +62,9 @@ class SourceDevice:
             SourceReadError: with the first byte that could not be read.
         """
         check_range(self.size, offset, size)
+        direct = self._direct.pread(offset, size)
+        if direct is not None:
+            return direct
         first = self._read_once(offset, size)
         if len(first) == size:
             return first
@@ -100,6 +105,7 @@ class SourceDevice:
 
     def close(self) -> None:
         """See `BlockDevice.close`."""
+        self._direct.close()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             # Of a file on a mount that died, closing fails as well; it is closed all the same.
