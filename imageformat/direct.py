@@ -19,16 +19,18 @@ _MIN_READ = 64 << 10
 _MIN_WRITE = 64 << 10
 
 
-class _Memory(threading.local):
-    """Aligned memory of each thread, used again each time."""
+class AlignedMemory(threading.local):
+    """Memory of each thread, used again each time: fresh memory costs as much as copying."""
 
-    memory: mmap.mmap | None = None
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, ALIGNMENT)
 
-    def of(self, length: int) -> memoryview:
-        """Return a view of ``length`` bytes."""
-        if self.memory is None or len(self.memory) < length:
-            self.memory = mmap.mmap(-1, length)
-        return memoryview(self.memory)[:length]
+    def of(self, size: int) -> memoryview:
+        """Return a view of at least ``size`` bytes, a multiple of `ALIGNMENT`."""
+        length = -(-size // ALIGNMENT) * ALIGNMENT
+        if len(self._memory) < length:
+            self._memory = mmap.mmap(-1, length)
+        return memoryview(self._memory)[:length]
 
 
 class DirectFile:
@@ -39,18 +41,16 @@ class DirectFile:
 
     def __init__(self, fd: int, *, writable: bool = False) -> None:
         self._fd = _reopen(fd, os.O_RDWR if writable else os.O_RDONLY)
-        self._memory = _Memory()
+        self._memory = AlignedMemory()
 
-    def pread(self, offset: int, size: int) -> bytes | None:
-        """Return ``size`` bytes, or None when they are to be read as usual; never raises."""
+    def read_into(self, memory: memoryview, offset: int, size: int) -> bool:
+        """Fill the first ``size`` bytes of aligned memory; False when that is to be done as usual."""
         if self._fd < 0 or size < _MIN_READ or offset % ALIGNMENT:
-            return None
-        with self._memory.of(-(-size // ALIGNMENT) * ALIGNMENT) as memory:
-            try:
-                got = os.preadv(self._fd, [memory], offset)
-            except OSError:
-                return None
-            return bytes(memory[:size]) if got >= size else None
+            return False
+        try:
+            return os.preadv(self._fd, [memory], offset) >= size
+        except OSError:
+            return False
 
     def pwrite(self, offset: int, data: memoryview) -> int:
         """Write a front part of ``data`` and return its length; 0: nothing, do it as usual. Never raises."""

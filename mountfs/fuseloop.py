@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 KEEP_S = 3600
 KEEP_VOLATILE_S = 1
-THREADS = 2
+THREADS = 3
 """More of them fight for the interpreter lock; with one, every reader waits for one decompression."""
 
 _ABORTED = frozenset({errno.ENOENT, errno.EINTR, errno.EAGAIN})

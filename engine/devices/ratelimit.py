@@ -39,13 +39,16 @@ class RateLimited:
 
     def pread(self, offset: int, size: int) -> bytes:
         """See `BlockDevice.pread`; waits until what was read before is paid for."""
+        self._pay(size)
+        return self._source.pread(offset, size)
+
+    def _pay(self, size: int) -> None:
         with self._lock:
             now = self._clock()
             start = max(self._free_at, now)  # time in which nothing was read is not saved up
             self._free_at = start + size / self._rate
         if start > now:
             self._sleep(start - now)
-        return self._source.pread(offset, size)
 
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
         """See `BlockDevice.extents`."""

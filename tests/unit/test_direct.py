@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imageformat.direct import ALIGNMENT, DirectFile
+from imageformat.direct import ALIGNMENT, AlignedMemory, DirectFile
 from imageformat.storage.local import LocalStorage
 from support.content import noise
 
@@ -35,20 +35,21 @@ def test_large_aligned_reads_are_direct_and_right(place: Path) -> None:
     path = place / "file"
     path.write_bytes(content)
     fd = os.open(path, os.O_RDONLY)
-    direct = DirectFile(fd)
+    direct, aligned = DirectFile(fd), AlignedMemory()
     rng = random.Random(5)
     taken = 0
     for _ in range(200):
         offset = rng.randrange(SIZE) // ALIGNMENT * ALIGNMENT + rng.choice([0, 0, 0, 512])
         size = rng.randrange(0, max(1, SIZE - offset) + 1)
-        got = direct.pread(offset, size)
-        if got is not None:
+        memory = aligned.of(size)
+        if direct.read_into(memory, offset, size):
             taken += 1
-            assert got == content[offset : offset + size]
+            assert memory[:size] == content[offset : offset + size]
     assert taken > 50
-    assert direct.pread(SIZE // ALIGNMENT * ALIGNMENT, 1 << 20) is None, "past the end: left to the usual way"
+    behind = SIZE // ALIGNMENT * ALIGNMENT
+    assert not direct.read_into(aligned.of(1 << 20), behind, 1 << 20), "past the end: left to the usual way"
     direct.close()
-    assert direct.pread(0, 1 << 20) is None
+    assert not direct.read_into(aligned.of(1 << 20), 0, 1 << 20)
     os.close(fd)
 
 

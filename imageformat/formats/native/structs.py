@@ -360,7 +360,7 @@ def unpack_footer(data: bytes, file_size: int, name: str) -> Footer:
     return footer
 
 
-def pack_frame(header: FrameHeader, payload: bytes) -> bytes:
+def pack_frame(header: FrameHeader, payload: bytes | memoryview) -> bytes:
     """Return header and payload of one frame, with the checksum over both."""
     fixed = _FRAME.pack(
         FRAME_MAGIC,
@@ -377,7 +377,7 @@ def pack_frame(header: FrameHeader, payload: bytes) -> bytes:
     return b"".join((fixed, check64(fixed, payload), payload))
 
 
-def unpack_frame(data: bytes | memoryview) -> tuple[FrameHeader, bytes]:
+def unpack_frame(data: bytes | memoryview) -> tuple[FrameHeader, memoryview]:
     """Split a stored frame into header and payload, proving the checksum of the stored bytes.
 
     Raises:
@@ -390,7 +390,7 @@ def unpack_frame(data: bytes | memoryview) -> tuple[FrameHeader, bytes]:
     )
     if magic != FRAME_MAGIC or flags or payload_length != len(data) - FRAME_HEADER_SIZE:
         raise CorruptImageError("there is no frame of the expected length")
-    payload = bytes(data[FRAME_HEADER_SIZE:])
+    payload = memoryview(data)[FRAME_HEADER_SIZE:]
     if check64(data[:_FRAME_CHECK_AT], payload) != check:
         raise CorruptImageError("the stored bytes do not match their checksum")
     return FrameHeader(kind, codec, payload_length, raw_length, number, image_id, raw_digest), payload
