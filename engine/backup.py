@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
@@ -74,6 +75,8 @@ class BackupOptions:
     block_size: int = DEFAULT_BLOCK_SIZE
     """Of a new chain; an image on a parent has its parent's."""
     level: int = DEFAULT_LEVEL
+    differences: bool = True
+    """Store a changed block as what differs from an older version of it, where that is smaller."""
     threads: int = 0
     """0: as many as pay."""
     any_source: bool = False
@@ -189,7 +192,8 @@ def _open_parent(repository: Repository, plan: BackupPlan) -> Chain | None:
 def _header(job: _Job, plan: BackupPlan, parent: ImageInfo | None) -> Header:
     known = next((point.info for point in job.image_set.points if point.info), None)
     described = {"host": socket.gethostname(), **job.origin}
-    names = (DELTA_FRAMES_NAME,) if parent else ()
+    may_differ = parent is not None and job.options.differences
+    names = (DELTA_FRAMES_NAME,) if may_differ else ()
     block_size = max(job.options.block_size, job.source.sector_size)
     return Header(
         image_id=uuid4(),
@@ -204,7 +208,7 @@ def _header(job: _Job, plan: BackupPlan, parent: ImageInfo | None) -> Header:
         parent_root=parent.root if parent else NO_ROOT,
         depth=parent.depth + 1 if parent else 0,
         page_bits=PAGE_BITS,
-        incompatible=DELTA_FRAMES if parent else 0,
+        incompatible=DELTA_FRAMES if may_differ else 0,
         extensions=(*names, (ExtensionType.ORIGIN, msgspec.json.encode(described))),
     )
 
@@ -239,7 +243,7 @@ def copy_blocks(
     threads = options.threads or default_threads()
     geometry = writer.geometry
     longest = max(1, _JOB_BYTES // geometry.block_size)
-    worker = BlockWorker(source, writer.image_id, geometry, parent, options.level)
+    worker = BlockWorker(source, writer.image_id, geometry, parent, options)
     runs = block_runs(source.extents(0, source.size), source.size, geometry.block_size, longest)
     changed = done = 0
     with contextlib.closing(ordered_map(worker, runs, threads=threads)) as results:
@@ -270,14 +274,15 @@ class BlockWorker:
         image_id: bytes,
         geometry: Geometry,
         parent: ParentBlocks | None,
-        level: int,
+        options: BackupOptions,
     ) -> None:
         self._size = source.size
         self._read = source.lend if isinstance(source, Lender) else source.pread
         self._image_id = image_id
         self._geometry = geometry
         self._parent = parent
-        self._level = level
+        self._level = options.level
+        self._shortest = MIN_DELTA_LENGTH if options.differences else sys.maxsize
 
     def __call__(self, run: Run) -> _Done:
         """Return what of a run differs from the parent."""
@@ -304,6 +309,6 @@ class BlockWorker:
         if self._parent is not None and known is not None and known.state == State.DATA:
             if known.digest == raw_digest:
                 return None
-            if len(raw) >= MIN_DELTA_LENGTH:
+            if len(raw) >= self._shortest:
                 older = self._parent.older(block, len(raw), known)
         return encode_block(self._image_id, block, raw, raw_digest, self._level, older)

@@ -51,6 +51,13 @@ BlockSize = Annotated[
     int, typer.Option("--block-size", metavar="KIB", help="Of a new chain: a power of two, 4 to 4096 KiB.")
 ]
 Level = Annotated[int, typer.Option("--level", min=1, max=19, help="zstd level.")]
+WholeBlocks = Annotated[
+    bool,
+    typer.Option(
+        "--whole-blocks",
+        help="Store no differences inside blocks: larger increments, and long chains read as fast as a full.",
+    ),
+]
 RateLimit = Annotated[
     int | None,
     typer.Option("--rate-limit", min=1, metavar="MIB", help="Read at most so many MiB a second."),
@@ -74,6 +81,7 @@ def run(
     parent: Parent = None,
     block_size: BlockSize = 64,
     level: Level = DEFAULT_LEVEL,
+    whole_blocks: WholeBlocks = False,
     threads: Threads = 0,
     rate_limit: RateLimit = None,
     verify_after: Verify = False,
@@ -90,6 +98,7 @@ def run(
             type=type_,
             block_size=_block_bytes(block_size),
             level=level,
+            differences=not whole_blocks,
             threads=threads,
             any_source=set_name is not None,
         )
