@@ -319,7 +319,9 @@ class NativeLayer:
     def prove(self, ancestor: Callable[[int], ImageLayer] | None = None) -> Iterator[str]:
         """See `ImageLayer.prove`."""
         depth = self.header.depth
-        parent = resolved_index(ancestor(depth - 1), ancestor) if ancestor is not None and depth else None
+        below = ancestor(depth - 1) if ancestor is not None and depth else None
+        # An image of another tool has no index; the blocks themselves are held against what is said of them.
+        parent = resolved_index(below, ancestor) if ancestor and isinstance(below, NativeLayer) else None
         return index_faults(self._alone, parent, depth, self.name)
 
     def frames(self) -> Iterator[tuple[int, FrameHeader]]:

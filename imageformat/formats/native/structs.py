@@ -34,9 +34,12 @@ PAGE_BITS = 8
 
 DELTA_FRAMES = 1 << 0
 """Incompatible feature: a block may be stored as what differs from an older version of it."""
-KNOWN_INCOMPATIBLE = DELTA_FRAMES
+FOREIGN_BASE = 1 << 1
+"""Incompatible feature: depth 0 of the chain is an image of another tool; records name places on its disk."""
+KNOWN_INCOMPATIBLE = DELTA_FRAMES | FOREIGN_BASE
 DELTA_FRAMES_NAME = (1, b"\0\0sub-block deltas")
-"""Its name, as an extension record, for readers that lack it."""
+FOREIGN_BASE_NAME = (1, b"\0\1base of another tool")
+"""Their names, as extension records, for readers that lack them."""
 
 NO_UUID = UUID(int=0)
 NO_ROOT = bytes(ROOT_SIZE)

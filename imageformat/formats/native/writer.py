@@ -93,8 +93,8 @@ def _frame(
 class NativeWriter:
     """Appends blocks in ascending order and publishes the image at the end. One thread.
 
-    Blocks neither written nor filled are inherited from ``parent``. A block of zeros must be filled as
-    ZERO, never written, so that equal disks have equal roots.
+    Blocks neither written, referred to nor filled are inherited from ``parent``. A block of zeros must be
+    filled as ZERO, never written, so that equal disks have equal roots.
     """
 
     def __init__(
@@ -125,6 +125,10 @@ class NativeWriter:
         self._counts[State.DATA] += 1
         self._raw_bytes += encoded.raw_length
         self._stored_bytes += len(encoded.frame)
+
+    def refer(self, block: int, record: Record) -> None:
+        """Say that an older file holds a block, where no parent's index says so; in ascending order."""
+        self._builder.put(block, record)
 
     def fill(self, first: int, count: int, state: State) -> int:
         """Say what ``count`` blocks are without storing them; return how many of them that changes."""
