@@ -7,7 +7,6 @@ a file of 0 bytes is no disk.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from contextlib import ExitStack
 from functools import reduce
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from imageformat.device import Concat
 from imageformat.errors import IncompleteImageError, UnsupportedFeatureError
 from imageformat.foreign import ForeignDisk, ForeignImage, ForeignLayer
+from imageformat.formats._identity import file_identity
 from imageformat.formats._sectors import sector_size_of
 from imageformat.layer import ImageFormat
 
@@ -114,13 +114,10 @@ def open_raw(opening: Opening) -> ForeignLayer:
 
 
 def _identity(opening: Opening, device: BlockDevice) -> bytes:
-    """Tell one raw image from another by what is cheap: its name, its time, its length, and both ends."""
+    """Tell one raw image from another by what is cheap: both ends of it."""
     sample = min(_SAMPLE, device.size)
-    ends = device.pread(0, sample) + device.pread(device.size - sample, sample)
-    facts = f"{opening.name}\0{opening.siblings.modified_ns}\0{device.size}\0".encode(
-        "utf-8", "surrogateescape"
-    )
-    return facts + hashlib.blake2b(ends).digest()
+    ends = device.pread(0, sample), device.pread(device.size - sample, sample)
+    return file_identity(opening, *ends, device.size.to_bytes(8, "little"))
 
 
 def _parts(opening: Opening, stack: ExitStack) -> list[BlockDevice]:
