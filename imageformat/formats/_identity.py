@@ -15,7 +15,8 @@ def file_identity(opening: Opening, *content: bytes) -> bytes:
     The name and the time are part of it: two states of one disk, kept in two files, often agree in all that
     is cheap to look at, and a cache that took one for the other would serve wrong bytes.
     """
-    facts = f"{opening.name}\0{opening.siblings.modified_ns}\0{opening.device.size}"
+    name = opening.name.rsplit("/", 1)[-1]
+    facts = f"{name}\0{opening.siblings.modified_ns}\0{opening.device.size}"
     found = hashlib.blake2b(facts.encode("utf-8", "surrogateescape"))
     for part in content:
         found.update(len(part).to_bytes(8, "little"))
