@@ -84,6 +84,18 @@ class RunDisk:
         self._data = data
         self._below = below
         self._unpack = unpack
+        self._known: tuple[int, int, Sequence[Run]] = (0, 0, ())
+
+    def _looked_up(self, offset: int, size: int) -> Iterable[Run]:
+        """Describe a range. A block is asked for twice in a row: what it is, and then its bytes."""
+        if size > BLOCK_SIZE:
+            return self._runs(offset, size)
+        known = self._known
+        if known[0] == offset and known[1] == size:
+            return known[2]
+        runs = tuple(self._runs(offset, size))
+        self._known = (offset, size, runs)
+        return runs
 
     def pread(self, offset: int, size: int) -> bytes:
         """See `BlockDevice.pread`.
@@ -95,7 +107,7 @@ class RunDisk:
         check_range(self.size, offset, size)
         parts: list[bytes] = []
         packed: list[Run] = []
-        for run in self._runs(offset, size):
+        for run in self._looked_up(offset, size):
             if run.kind is Kind.PACKED:
                 packed.append(run)
                 continue
@@ -130,15 +142,22 @@ class RunDisk:
             )
 
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
-        """See `BlockDevice.extents`; holes of the file that stored runs lie in are ZERO too."""
+        """See `BlockDevice.extents`; holes of the file that long stored runs lie in are ZERO too."""
         check_range(self.size, offset, size)
-        return coalesce(extent for run in self._runs(offset, size) for extent in self._extents(run))
+        if size <= BLOCK_SIZE:
+            return coalesce(
+                [extent for run in self._looked_up(offset, size) for extent in self._extents(run)]
+            )
+        return coalesce(extent for run in self._looked_up(offset, size) for extent in self._extents(run))
 
     def _extents(self, run: Run) -> Iterator[Extent]:
         if run.kind is Kind.PACKED:
             yield Extent(run.offset, run.length, ExtentKind.DATA)
         elif run.kind is Kind.STORED:
             self._check_stored(run)
+            if run.length <= BLOCK_SIZE:  # to ask the file would take longer than to read
+                yield Extent(run.offset, run.length, ExtentKind.DATA)
+                return
             yield from shift(self._data.extents(run.place, run.length), run.offset - run.place)
         else:
             inside = self._below_length(run)

@@ -363,6 +363,23 @@ def test_stored_images_of_others(shared_data: Path, tmp_path: Path, case: str, f
     assert found.hexdigest() == entry[field]["sha256"]
 
 
+def test_what_lies_in_one_place_twice_is_told(disk: Path, tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    run("qemu-img", "convert", "-O", "qcow2", disk, path)
+    content = path.read_bytes()
+    (l1,) = struct.unpack_from(">Q", content, 40)
+    l2 = struct.unpack_from(">Q", content, l1)[0] & 0x00FF_FFFF_FFFF_FE00
+    first, second = struct.unpack_from(">2Q", content, l2)
+    assert first
+    assert second
+    for value, where in ((first, first), (1 << 63 | l2, l2), (1 << 63 | l1, l1)):
+        patched(path, l2 + 8, struct.pack(">Q", value))
+        with opened(path) as layer:
+            problems = list(layer.prove())
+        assert len(problems) == 1
+        assert f"disk offset 65536 lies at {where & (1 << 56) - 512}" in problems[0]
+
+
 def test_every_failure_is_one_of_ours(disk: Path, tmp_path: Path) -> None:
     path = tmp_path / "disk.qcow2"
     run("qemu-img", "convert", "-c", "-O", "qcow2", disk, path)

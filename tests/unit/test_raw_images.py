@@ -1,4 +1,4 @@
-"""Raw disks, whole and in parts: what is opened when named, what is refused, what never wins over a format."""
+"""Raw disks, whole and in parts: what is opened when named, what is refused, and what never wins."""
 
 from __future__ import annotations
 

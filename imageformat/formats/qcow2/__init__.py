@@ -8,6 +8,7 @@ that QEMU marked corrupt is opened and its note kept, since its tables say for t
 from __future__ import annotations
 
 from contextlib import ExitStack
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from imageformat.cache import BlockCache
@@ -18,6 +19,7 @@ from imageformat.formats._identity import file_identity
 from imageformat.formats._runs import RunDisk
 from imageformat.formats._sectors import sector_size_of
 from imageformat.formats.qcow2.clusters import ClusterMap
+from imageformat.formats.qcow2.overlaps import overlaps
 from imageformat.formats.qcow2.packed import PackedClusters
 from imageformat.formats.qcow2.structs import (
     CORRUPT,
@@ -72,7 +74,11 @@ def open_qcow2(opening: Opening) -> ForeignLayer:
             files.callback(below.close)
             backing = below.device
             identity.append(below.identity)
-        disk = _disk(opening, header, data, backing)
+        # Without a cache every read of 64 KiB would read a table anew, or unpack a cluster of 2 MiB.
+        cache = opening.cache if opening.cache.capacity else BlockCache(_OWN_CACHE)
+        clusters = ClusterMap(opening.device, header, cache, opening.name)
+        packed = PackedClusters(opening.device, header, cache, opening.name)
+        disk = RunDisk(opening.name, header.size, clusters.runs, data, backing, packed.unpack)
         sector_size = sector_size_of(disk)
         snapshots, problem = _snapshots(opening, header)
         details = {**notes(header)}
@@ -85,7 +91,10 @@ def open_qcow2(opening: Opening) -> ForeignLayer:
             created_ns=opening.siblings.modified_ns,
             stored_size=opening.device.size,
             details=details,
-            checks=lambda: _checks(opening.name, header, problem),
+            checks=lambda: chain(
+                _notes(opening.name, header, problem),
+                overlaps(header, clusters, packed, opening.device.size, opening.name),
+            ),
             close=files.pop_all().close,
         )
         return ForeignLayer(opening.name, image)
@@ -109,15 +118,7 @@ def _open_data(opening: Opening, header: Header, files: ExitStack) -> BlockDevic
     return data
 
 
-def _disk(opening: Opening, header: Header, data: BlockDevice, backing: BlockDevice | None) -> RunDisk:
-    # Without a cache every read of 64 KiB would read a table anew, or unpack a cluster of 2 MiB.
-    cache = opening.cache if opening.cache.capacity else BlockCache(_OWN_CACHE)
-    clusters = ClusterMap(opening.device, header, cache, opening.name)
-    packed = PackedClusters(opening.device, header, cache, opening.name)
-    return RunDisk(opening.name, header.size, clusters.runs, data, backing, packed.unpack)
-
-
-def _checks(name: str, header: Header, problem: str) -> Iterator[str]:
+def _notes(name: str, header: Header, problem: str) -> Iterator[str]:
     if header.incompatible & CORRUPT:
         yield f"{name}: QEMU marked it as corrupt; see qemu-img check"
     if problem:

@@ -41,7 +41,7 @@ class ClusterMap:
         self._cache = cache
         self._name = name
         self._cluster = header.cluster_size
-        self._span = header.entries_per_table * header.cluster_size
+        self.span = header.entries_per_table * header.cluster_size
         self._entry_size = 16 if header.extended else 8
         self.owner = object()
         """Tells this image's pieces of tables from those of others in the cache."""
@@ -53,21 +53,38 @@ class ClusterMap:
             CorruptImageError: a table has an entry that makes no sense.
             IncompleteImageError: a table lies after the end of the file.
         """
+        if 0 < size <= self._cluster - offset % self._cluster and not self._header.extended:
+            return iter((self._one(offset, size),))
         return joined(self._parts(offset, offset + size))
 
     def _parts(self, offset: int, end: int) -> Iterator[Run]:
         while offset < end:
-            number = offset // self._span
-            stop = min(end, (number + 1) * self._span)
-            table = self._table(number)
+            number = offset // self.span
+            stop = min(end, (number + 1) * self.span)
+            table = self.table(number)
             if table:
                 yield from self._described(table, offset, stop)
             else:
                 yield Run(Kind.ABSENT, offset, stop - offset, 0)
             offset = stop
 
-    def _table(self, number: int) -> int:
-        """Return where the L2 table with that number is; 0 when there is none."""
+    def _one(self, offset: int, size: int) -> Run:
+        """Describe a range inside one cluster: what almost every read of a block asks for."""
+        table = self.table(offset // self.span)
+        if not table:
+            return Run(Kind.ABSENT, offset, size, 0)
+        at = offset // self._cluster % self._header.entries_per_table * 8
+        size_of_piece = min(_PIECE, self._cluster)
+        start = at - at % size_of_piece
+        piece = self._piece(table + start, size_of_piece)
+        return self._run(int.from_bytes(piece[at - start : at - start + 8], "big"), offset, size)
+
+    def table(self, number: int) -> int:
+        """Return where the L2 table with that number is, which describes `span` bytes; 0 when there is none.
+
+        Raises:
+            CorruptImageError, IncompleteImageError: the entry makes no sense, or leads out of the file.
+        """
         start = number * 8 // _PIECE * _PIECE
         piece = self._piece(self._header.l1_offset + start, min(_PIECE, self._header.l1_entries * 8 - start))
         (entry,) = struct.unpack_from(">Q", piece, number * 8 - start)
@@ -102,18 +119,23 @@ class ClusterMap:
         for entry in struct.unpack_from(f">{count}Q", piece, first * 8):
             skip = offset % cluster
             length = min(cluster - skip, stop - offset)
-            if entry == 0:
-                yield Run(Kind.ABSENT, offset, length, 0)
-            elif entry & _COMPRESSED:
-                yield Run(Kind.PACKED, offset, length, self._packed(entry, offset))
-            elif entry & _READS_ZERO and self._header.version > 2:
-                self._place(entry, offset)
-                yield Run(Kind.ZERO, offset, length, 0)
-            elif (place := self._place(entry, offset)) is None:
-                yield Run(Kind.ABSENT, offset, length, 0)
-            else:
-                yield Run(Kind.STORED, offset, length, place + skip)
+            yield self._run(entry, offset, length)
             offset += length
+
+    def _run(self, entry: int, offset: int, length: int) -> Run:
+        """Describe a range inside one cluster by its entry."""
+        if entry == 0:
+            return Run(Kind.ABSENT, offset, length, 0)
+        if entry & _COMPRESSED:
+            return Run(Kind.PACKED, offset, length, self._packed(entry, offset))
+        place = self._place(entry, offset)
+        if entry & _READS_ZERO:
+            if self._header.version == 2:
+                raise self._senseless(entry, offset)
+            return Run(Kind.ZERO, offset, length, 0)
+        if place is None:
+            return Run(Kind.ABSENT, offset, length, 0)
+        return Run(Kind.STORED, offset, length, place + offset % self._cluster)
 
     def _subclusters(self, piece: bytes, first: int, offset: int, stop: int) -> Iterator[Run]:
         cluster = self._cluster
@@ -150,7 +172,11 @@ class ClusterMap:
         place: int = entry & _OFFSET
         if entry & _L2_RESERVED or place % self._cluster:
             raise self._senseless(entry, offset)
-        if place or (entry & _COPIED and self._header.external):
+        if self._header.external and (place or entry & _COPIED):
+            if place != offset - offset % self._cluster:
+                raise self._senseless(entry, offset)
+            return place
+        if place:
             return place
         if entry & _COPIED and not entry & _READS_ZERO:
             raise self._senseless(entry, offset)

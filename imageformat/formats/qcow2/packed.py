@@ -98,18 +98,18 @@ class PackedClusters:
             return
         start = 0
         while start < len(runs):
-            begin, end = self._extent(runs[start])
+            begin, end = self.place(runs[start])
             stop = start + 1
             while stop < len(runs):
-                place, place_end = self._extent(runs[stop])
-                if place < begin or place_end - begin > _RUN or place > end + BLOCK_SIZE:
+                first, last = self.place(runs[stop])
+                if first < begin or last - begin > _RUN or first > end + BLOCK_SIZE:
                     break
-                end = max(end, place_end)
+                end = max(end, last)
                 stop += 1
             stored = self._device.pread(begin, end - begin)
             for run in runs[start:stop]:
-                place, place_end = self._extent(run)
-                yield self._part(run, self._decode(run, stored[place - begin : place_end - begin]))
+                first, last = self.place(run)
+                yield self._part(run, self._decode(run, stored[first - begin : last - begin]))
             start = stop
 
     def _large_cluster(self, run: Run) -> bytes:
@@ -117,7 +117,7 @@ class PackedClusters:
         return self._cache.get((self._owner, run.place), partial(self._load_cluster, run))
 
     def _load_cluster(self, run: Run) -> bytes:
-        begin, end = self._extent(run)
+        begin, end = self.place(run)
         return self._decode(run, self._device.pread(begin, end - begin))
 
     def _part(self, run: Run, cluster: bytes) -> bytes:
@@ -126,8 +126,12 @@ class PackedClusters:
         skip = run.offset % len(cluster)
         return cluster[skip : skip + run.length]
 
-    def _extent(self, run: Run) -> tuple[int, int]:
-        """Return where a compressed cluster begins and ends; the file may end inside its last sector."""
+    def place(self, run: Run) -> tuple[int, int]:
+        """Return where a compressed cluster begins and ends; the file may end inside its last sector.
+
+        Raises:
+            IncompleteImageError: it begins after the end of the file.
+        """
         begin = run.place & ((1 << self._shift) - 1)
         end = begin - begin % _SECTOR + ((run.place >> self._shift) + 1) * _SECTOR
         if begin >= self._device.size:
