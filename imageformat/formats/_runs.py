@@ -82,6 +82,7 @@ class RunDisk:
         self._name = name
         self._runs = runs
         self._data = data
+        self._data_size = data.size
         self._below = below
         self._unpack = unpack
         self._known: tuple[int, int, Sequence[Run]] = (0, 0, ())
@@ -136,7 +137,7 @@ class RunDisk:
         return max(0, min(run.length, self._below.size - run.offset))
 
     def _check_stored(self, run: Run) -> None:
-        if run.place + run.length > self._data.size:
+        if run.place + run.length > self._data_size:
             raise IncompleteImageError(
                 f"{self._name}: disk offset {run.offset}: is kept at {run.place}, after the end of the file"
             )
@@ -144,11 +145,10 @@ class RunDisk:
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
         """See `BlockDevice.extents`; holes of the file that long stored runs lie in are ZERO too."""
         check_range(self.size, offset, size)
-        if size <= BLOCK_SIZE:
-            return coalesce(
-                [extent for run in self._looked_up(offset, size) for extent in self._extents(run)]
-            )
-        return coalesce(extent for run in self._looked_up(offset, size) for extent in self._extents(run))
+        runs = self._looked_up(offset, size)
+        if isinstance(runs, tuple) and len(runs) == 1:
+            return self._extents(runs[0])
+        return coalesce(extent for run in runs for extent in self._extents(run))
 
     def _extents(self, run: Run) -> Iterator[Extent]:
         if run.kind is Kind.PACKED:

@@ -143,7 +143,11 @@ class Writer:
 
     def finish(self) -> tuple[dict[str, bytes], bytes]:
         per_table = self.cluster // (16 if self.plan.extended else 8)
-        entries = [self.entry(number) for number in range(len(self.plan.entries))]
+        entries = [b""] * len(self.plan.entries)
+        order = list(range(len(entries)))
+        random.Random(self.plan.seed).shuffle(order)
+        for number in order if self.plan.seed % 3 else range(len(entries)):
+            entries[number] = self.entry(number)
         tables = []
         for first in range(0, len(entries), per_table):
             table = b"".join(entries[first : first + per_table])

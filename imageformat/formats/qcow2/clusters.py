@@ -111,7 +111,7 @@ class ClusterMap:
             offset = covered
 
     def _piece(self, offset: int, size: int) -> bytes:
-        return self._cache.get((self.owner, offset), partial(self._device.pread, offset, size))
+        return self._cache.get((self.owner, offset, size), partial(self._device.pread, offset, size))
 
     def _clusters(self, piece: bytes, first: int, offset: int, stop: int) -> Iterator[Run]:
         cluster = self._cluster
