@@ -9,11 +9,9 @@ from __future__ import annotations
 import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from imageformat.cache import BlockCache
 from imageformat.errors import (
     CorruptImageError,
     IncompleteImageError,
@@ -26,11 +24,13 @@ from imageformat.foreign import ForeignDisk, ForeignImage, ForeignLayer
 from imageformat.formats._identity import file_identity
 from imageformat.formats._runs import Kind, Run, RunDisk, joined
 from imageformat.formats._sectors import sector_size_of
+from imageformat.formats._tables import Tables, table_cache
 from imageformat.layer import ImageFormat, Opening
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from imageformat.cache import BlockCache
     from imageformat.device import BlockDevice
 
 _SIGNATURE = b"\x7f\x10\xda\xbe"
@@ -45,9 +45,6 @@ _NO_UUID = bytes(16)
 _ABSENT = 0xFFFF_FFFF
 _ZERO = 0xFFFF_FFFE
 _MAX_BLOCK = 1 << 30
-_PIECE = 16 << 10
-"""Bytes of the block map that are read at once: 4096 entries."""
-_OWN_CACHE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +114,9 @@ class BlockMap:
     """Where each block lies: entries of four bytes. Any number of threads may call it at once."""
 
     def __init__(self, device: BlockDevice, header: Header, cache: BlockCache, name: str) -> None:
-        self._device = device
+        self._tables = Tables(device, cache, name, 4, "little")
         self._header = header
-        self._cache = cache
         self._name = name
-        self._owner = object()
 
     def runs(self, offset: int, size: int) -> Iterator[Run]:
         """Describe a range of the disk, neighbours joined where they can be.
@@ -148,11 +143,7 @@ class BlockMap:
 
     def entry(self, number: int) -> int:
         """Return one entry of the map."""
-        start = number * 4 // _PIECE * _PIECE
-        size = min(_PIECE, self._header.blocks * 4 - start)
-        place = self._header.map_offset + start
-        piece = self._cache.get((self._owner, start), partial(self._device.pread, place, size))
-        return int.from_bytes(piece[number * 4 - start : number * 4 - start + 4], "little")
+        return self._tables.entry(self._header.map_offset, self._header.blocks, number)
 
     def problems(self) -> Iterator[str]:
         """Yield each block that another one lies in too. Memory: a bit for each block of the disk."""
@@ -193,8 +184,7 @@ def open_vdi(opening: Opening) -> ForeignLayer:
             below = parent.device()
             identity.append(parent.info.root)
             details["parent"] = name
-        cache = opening.cache if opening.cache.capacity else BlockCache(_OWN_CACHE)
-        blocks = BlockMap(opening.device, header, cache, opening.name)
+        blocks = BlockMap(opening.device, header, table_cache(opening.cache), opening.name)
         disk = RunDisk(opening.name, header.size, blocks.runs, opening.device, below)
         sector_size = sector_size_of(disk)
         image = ForeignImage(

@@ -11,16 +11,16 @@ from contextlib import ExitStack
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from imageformat.cache import BlockCache
 from imageformat.errors import CorruptImageError, MountfsError, UnsupportedFeatureError
 from imageformat.foreign import ForeignDisk, ForeignImage, ForeignLayer
 from imageformat.formats._backing import open_backing
 from imageformat.formats._identity import file_identity
 from imageformat.formats._runs import RunDisk
 from imageformat.formats._sectors import sector_size_of
+from imageformat.formats._tables import table_cache
 from imageformat.formats.qcow2.clusters import ClusterMap
 from imageformat.formats.qcow2.overlaps import overlaps
-from imageformat.formats.qcow2.packed import PackedClusters
+from imageformat.formats.qcow2.packed import packed_clusters
 from imageformat.formats.qcow2.structs import (
     CORRUPT,
     MAGIC,
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from imageformat.layer import Opening
 
 _START = 512
-_OWN_CACHE = 4 << 20
 _SHOWN = 256
 _SNAPSHOTS_READ = 1 << 20
 _L1_SAMPLE = 1 << 20
@@ -74,10 +73,9 @@ def open_qcow2(opening: Opening) -> ForeignLayer:
             files.callback(below.close)
             backing = below.device
             identity.append(below.identity)
-        # Without a cache every read of 64 KiB would read a table anew, or unpack a cluster of 2 MiB.
-        cache = opening.cache if opening.cache.capacity else BlockCache(_OWN_CACHE)
+        cache = table_cache(opening.cache)
         clusters = ClusterMap(opening.device, header, cache, opening.name)
-        packed = PackedClusters(opening.device, header, cache, opening.name)
+        packed = packed_clusters(opening.device, header, cache, opening.name)
         disk = RunDisk(opening.name, header.size, clusters.runs, data, backing, packed.unpack)
         sector_size = sector_size_of(disk)
         snapshots, problem = _snapshots(opening, header)
@@ -138,4 +136,4 @@ def _snapshots(opening: Opening, header: Header) -> tuple[tuple[Snapshot, ...], 
         return (), str(error)
 
 
-PLUGIN = ImageFormat("qcow2", (".qcow2", ".qcow"), probe, open_qcow2)
+PLUGIN = ImageFormat("qcow2", (".qcow2",), probe, open_qcow2)

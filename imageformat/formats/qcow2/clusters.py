@@ -6,11 +6,11 @@ Source: "docs/interop/qcow2" of QEMU, sections Cluster mapping and Extended L2 E
 from __future__ import annotations
 
 import struct
-from functools import partial
 from typing import TYPE_CHECKING
 
 from imageformat.errors import CorruptImageError, IncompleteImageError
 from imageformat.formats._runs import Kind, Run, joined
+from imageformat.formats._tables import PIECE, Tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from imageformat.cache import BlockCache
     from imageformat.device import BlockDevice
     from imageformat.formats.qcow2.structs import Header
-
-_PIECE = 16 << 10
-"""Bytes of a table that are read at once: for clusters of 64 KiB they describe 128 MiB."""
 
 _COPIED = 1 << 63
 _COMPRESSED = 1 << 62
@@ -36,15 +33,13 @@ class ClusterMap:
     """The active mapping of an image. Any number of threads may call it at once."""
 
     def __init__(self, device: BlockDevice, header: Header, cache: BlockCache, name: str) -> None:
-        self._device = device
+        self._file_size = device.size
+        self._tables = Tables(device, cache, name, 8, "big")
         self._header = header
-        self._cache = cache
         self._name = name
         self._cluster = header.cluster_size
         self.span = header.entries_per_table * header.cluster_size
         self._entry_size = 16 if header.extended else 8
-        self.owner = object()
-        """Tells this image's pieces of tables from those of others in the cache."""
 
     def runs(self, offset: int, size: int) -> Iterator[Run]:
         """Describe a range: ascending, contiguous, neighbours of one kind joined where they can be.
@@ -73,11 +68,9 @@ class ClusterMap:
         table = self.table(offset // self.span)
         if not table:
             return Run(Kind.ABSENT, offset, size, 0)
-        at = offset // self._cluster % self._header.entries_per_table * 8
-        size_of_piece = min(_PIECE, self._cluster)
-        start = at - at % size_of_piece
-        piece = self._piece(table + start, size_of_piece)
-        return self._run(int.from_bytes(piece[at - start : at - start + 8], "big"), offset, size)
+        entries = self._header.entries_per_table
+        entry = self._tables.entry(table, entries, offset // self._cluster % entries)
+        return self._run(entry, offset, size)
 
     def table(self, number: int) -> int:
         """Return where the L2 table with that number is, which describes `span` bytes; 0 when there is none.
@@ -85,13 +78,11 @@ class ClusterMap:
         Raises:
             CorruptImageError, IncompleteImageError: the entry makes no sense, or leads out of the file.
         """
-        start = number * 8 // _PIECE * _PIECE
-        piece = self._piece(self._header.l1_offset + start, min(_PIECE, self._header.l1_entries * 8 - start))
-        (entry,) = struct.unpack_from(">Q", piece, number * 8 - start)
-        table: int = entry & _OFFSET
+        entry = self._tables.entry(self._header.l1_offset, self._header.l1_entries, number)
+        table = entry & _OFFSET
         if entry & _L1_RESERVED or table % self._cluster:
             raise CorruptImageError(f"{self._name}: entry {number} of the L1 table is {entry:#x}")
-        if table and table + self._cluster > self._device.size:
+        if table and table + self._cluster > self._file_size:
             raise IncompleteImageError(
                 f"{self._name}: L2 table {number} at {table} lies after the end of the file"
             )
@@ -99,19 +90,16 @@ class ClusterMap:
 
     def _described(self, table: int, offset: int, stop: int) -> Iterator[Run]:
         """Describe a range of one L2 table."""
-        piece_size = min(_PIECE, self._cluster)
+        piece_size = min(PIECE, self._cluster)
         per_piece = piece_size // self._entry_size
         parts = self._subclusters if self._header.extended else self._clusters
         while offset < stop:
             number = offset // self._cluster % self._header.entries_per_table
             start = number // per_piece
             covered = min(stop, (offset // self._cluster + per_piece - number % per_piece) * self._cluster)
-            piece = self._piece(table + start * piece_size, piece_size)
+            piece = self._tables.piece(table + start * piece_size, piece_size)
             yield from parts(piece, number % per_piece, offset, covered)
             offset = covered
-
-    def _piece(self, offset: int, size: int) -> bytes:
-        return self._cache.get((self.owner, offset, size), partial(self._device.pread, offset, size))
 
     def _clusters(self, piece: bytes, first: int, offset: int, stop: int) -> Iterator[Run]:
         cluster = self._cluster

@@ -11,9 +11,9 @@ from imageformat.formats._runs import Kind
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from imageformat.formats._packed import PackedClusters
     from imageformat.formats._runs import Run
     from imageformat.formats.qcow2.clusters import ClusterMap
-    from imageformat.formats.qcow2.packed import PackedClusters
     from imageformat.formats.qcow2.structs import Header
 
 _MOST_MEMORY = 64 << 20
