@@ -56,11 +56,10 @@ def plan_backup(image_set: ImageSet, wanted: ImageType | None, parent: Point | N
                 "one; name a full point with --parent, or use --type inc"
             )
         return _on(parent, wanted or ImageType.INCREMENTAL, number)
-    readable = [
-        point for point in image_set.points if point.info is not None and _is_continued(point, image_set)
-    ]
-    if wanted is ImageType.FULL or not image_set.points:
+    continued = [point for point in image_set.points if _is_continued(point, image_set)]
+    if wanted is ImageType.FULL or not continued:
         return BackupPlan(ImageType.FULL, None, number)
+    readable = [point for point in continued if point.info is not None]
     if wanted is ImageType.DIFFERENTIAL:
         readable = [point for point in readable if point.info and point.info.type is ImageType.FULL]
     if not readable:

@@ -8,6 +8,7 @@ ancestors. A block of it is named by its place on the disk, so that a native ima
 from __future__ import annotations
 
 import hashlib
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -83,6 +84,8 @@ class ForeignLayer:
             start += -(-device.size // _ALIGN) * _ALIGN
         self._closed = False
         self.info = _info(image)
+        # Two files may have one identity, as far as their format lets it be known.
+        self.cache_key = os.urandom(16)
 
     def device(self, disk: int = 0) -> BlockDevice:
         """Return a disk itself: for a file that stands on this one. The layer keeps ownership."""

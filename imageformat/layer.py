@@ -192,6 +192,11 @@ class ImageLayer(Protocol):
         """What the image says of itself."""
         ...
 
+    @property
+    def cache_key(self) -> bytes:
+        """What a cache knows the file's blocks by: never equal for files of which any block may differ."""
+        ...
+
     def pieces(
         self,
         disk: int,

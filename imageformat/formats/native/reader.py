@@ -121,7 +121,7 @@ class NativeLayer:
         self.geometry = Geometry(header.disk_size, header.block_size, header.page_bits)
         self._device = device
         self._cache = cache
-        self._id = header.image_id.bytes
+        self._id = self.cache_key = header.image_id.bytes
         self._alone = ResolvedIndex(self.geometry, footer.top, self._holder)
         self._linked: tuple[Callable[[int], ImageLayer], ResolvedIndex] | None = None
         self._check_footer(header_digest)
