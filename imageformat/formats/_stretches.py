@@ -54,12 +54,12 @@ class StretchDevice:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
-        """See `BlockDevice.extents`; what cannot be had counts as DATA, so that whoever reads it gets told."""
+        """See `BlockDevice.extents`; what cannot be had counts as DATA: whoever reads it is told."""
         check_range(self.size, offset, size)
         return coalesce(self._extents(offset, size))
 
     def _extents(self, offset: int, size: int) -> Iterator[Extent]:
-        for length, source, position in self._locate(offset, size):
+        for length, source, position in _joined(self._locate(offset, size)):
             if isinstance(source, ExtentKind):
                 yield Extent(offset, length, source)
             elif isinstance(source, MountfsError):

@@ -99,7 +99,9 @@ def _open_disk(opening: Opening, line: tuple[bytes, ...]) -> _Disk:
             identity += parent.identity
         owned = stack.pop_all()
     device = StretchDevice(parameters.size, _BLOCK_SIZE, blocks.locate, owned.close)
-    return _Disk(device, header, parameters, identity, opening.name, parent.name if parent is not None else "")
+    return _Disk(
+        device, header, parameters, identity, opening.name, parent.name if parent is not None else ""
+    )
 
 
 def _read(name: str, file: BlockDevice, offset: int, size: int, what: str) -> bytes:
@@ -146,7 +148,9 @@ def _read_items(name: str, file: BlockDevice, region: Region) -> Mapping[UUID, b
 def _open_parent(opening: Opening, locator: bytes, line: tuple[bytes, ...], child: Parameters) -> _Disk:
     """Open the file that a differencing file stands on, and prove that it is that. Section 2.6.2.6.3."""
     found = structs.parse_locator(opening.name, locator)
-    linkage = [found[key].strip("{} ").lower() for key in ("parent_linkage", "parent_linkage2") if key in found]
+    linkage = [
+        found[key].strip("{} ").lower() for key in ("parent_linkage", "parent_linkage2") if key in found
+    ]
     if not linkage:
         raise CorruptImageError(f"{opening.name}: does not say which parent it stands on")
 

@@ -107,7 +107,7 @@ class Blocks:
         start = (entry >> 20) * MIB
         if start < _MIN_OFFSET or start + size > self._file.size:
             raise CorruptImageError(
-                f"{self._name}: block {block} is said to be at {start}, outside of the file; was it cut short?"
+                f"{self._name}: block {block} is to be at {start}, outside of the file; was it cut short?"
             )
         return start
 

@@ -34,6 +34,7 @@ _DESCRIPTORS_OFFSET = 64
 class Entry(NamedTuple):
     """A whole and proven log entry."""
 
+    log: bytes
     start: int
     size: int
     tail: int
@@ -54,10 +55,10 @@ class _Ring:
         self._log = log
         self._left = _MAX_WORK * len(content)
 
-    def entry(self, start: int) -> Entry | None:
+    def entry(self, start: int, *, of_any_log: bool = False) -> Entry | None:
         """Return the entry at ``start`` if there is one, of this log, whole, with a fitting checksum."""
         signature, _, size, tail, sequence, count, log, flushed, last = _ENTRY.unpack_from(self._twice, start)
-        if signature != b"loge" or log != self._log or not sequence:
+        if signature != b"loge" or not sequence or not (of_any_log or log == self._log):
             return None
         if not SECTOR <= size <= self.size or size % SECTOR or tail % SECTOR or tail >= self.size:
             return None
@@ -69,7 +70,7 @@ class _Ring:
         content = bytes(self._twice[start : start + size])
         if not checked(content):
             return None
-        return Entry(start, size, tail, sequence, count, flushed, last, content)
+        return Entry(log, start, size, tail, sequence, count, flushed, last, content)
 
     def sequence(self, start: int) -> list[Entry]:
         """Return the entries that follow each other from ``start`` on."""
@@ -85,12 +86,27 @@ class _Ring:
             length += entry.size
         return found
 
+    def is_fresh(self) -> bool:
+        """Tell whether nothing was ever logged here but whole entries of earlier logs."""
+        at = 0
+        while at < self.size:
+            entry = self.entry(at, of_any_log=True)
+            if entry is not None and entry.log != self._log:
+                at += entry.size
+            elif any(self._twice[at : at + SECTOR]):
+                return False
+            else:
+                at += SECTOR
+        return True
+
 
 def active_sequence(name: str, content: bytes, log: bytes) -> list[Entry]:
     """Return the entries to be replayed, oldest first. Section 2.3.2.
 
+    There are none when the writer died after it named its log and before it wrote to it.
+
     Raises:
-        CorruptImageError: there is none, though the header says that the log is in use.
+        CorruptImageError: there are none, and something else than earlier logs is there.
     """
     ring = _Ring(name, content, log)
     best: list[Entry] = []
@@ -105,7 +121,7 @@ def active_sequence(name: str, content: bytes, log: bytes) -> list[Entry]:
         if head.tail in starts and (not best or head.sequence > best[-1].sequence):
             best = found[starts.index(head.tail) :]
         start += sum(entry.size for entry in found)
-    if not best:
+    if not best and not ring.is_fresh():
         raise CorruptImageError(f"{name}: was not closed, and its log holds no whole sequence to replay")
     return best
 
@@ -235,6 +251,8 @@ def replayed(name: str, device: BlockDevice, header: Header) -> BlockDevice:
     if offset + size > device.size:
         raise IncompleteImageError(f"{name}: was cut short: its log ends at {offset + size}")
     entries = active_sequence(name, device.pread(offset, size), header.log.bytes_le)
+    if not entries:
+        return device
     if device.size < entries[-1].flushed_size:
         raise IncompleteImageError(
             f"{name}: was cut short: has {device.size} bytes of the {entries[-1].flushed_size} "

@@ -104,8 +104,14 @@ def parse_header(name: str, block: bytes) -> Header | None:
         return None
     if version != 1 or log_version != 0:
         raise UnsupportedFeatureError(f"{name}: VHDX version {version} with log version {log_version}")
-    guids = (UUID(bytes_le=value) for value in (file_write, data_write, log))
-    return Header(sequence, *guids, log_offset, log_size)
+    return Header(
+        sequence,
+        UUID(bytes_le=file_write),
+        UUID(bytes_le=data_write),
+        UUID(bytes_le=log),
+        log_offset,
+        log_size,
+    )
 
 
 def parse_regions(name: str, block: bytes) -> Mapping[UUID, Region] | None:
