@@ -1,13 +1,13 @@
 """VHD: the virtual disks of Virtual PC, older Hyper-V, Azure and Xen: fixed, dynamic and differencing.
 
-Proven are footer and header (sums of their bytes), and that the parent is the one that the image was made on.
-The format has no checksums of tables and data. Source: Microsoft, Virtual Hard Disk Image Format Specification,
-version 1.0 (2006).
+Proven are footer and header (sums of their bytes), and that the parent is the one that the image was made
+on. The format has no checksums of tables and data. Source: Microsoft, Virtual Hard Disk Image Format
+Specification, version 1.0 (2006).
 
-The size of the disk is the footer's current size, except where Virtual PC or early qemu wrote it: they rounded
-disks to cylinders and go by the geometry, unless that is the largest there is. qemu does the same, and also goes
-by the geometry for writers that it does not know (VirtualBox); here those are taken at their word, because the
-end of the disk would be cut off otherwise.
+The size of the disk is the footer's current size, except where Virtual PC or early qemu wrote it: they round
+disks to cylinders and go by the geometry, unless that is the largest there is. qemu does the same, and also
+goes by the geometry for writers that it does not know (VirtualBox); here those are taken at their word,
+because the end of the disk would be cut off otherwise.
 """
 
 from __future__ import annotations
@@ -307,8 +307,8 @@ def _read_header(name: str, device: BlockDevice, footer: Footer) -> Header:
 def _open_parent(opening: Opening, header: Header, line: tuple[bytes, ...]) -> _Disk:
     """Open the file that a differencing file stands on, and prove that it is that.
 
-    The time of the parent's file, which the header has as well, changes when files are copied: if it is another
-    one, that is told, and no error.
+    The time of the parent's file, which the header has as well, changes when files are copied: if it is
+    another one, that is told, and no error.
     """
 
     def accept(parent: Opening) -> _Disk:

@@ -41,7 +41,7 @@ def make_chain(folder: Path) -> MadeImage:
     parent.write(folder / "base.vhd")
     disk = Vhd(_BLOCK * 4, DIFFERENCING, parent=b"p" * 16, parent_name="base.vhd")
     disk.blocks = dict.fromkeys((1, 3), new)
-    disk.here = dict.fromkeys((1, 3), set(range(0, 128, 2)))
+    disk.here = {at: set(range(0, 128, 2)) for at in (1, 3)}
     path = disk.write(folder / "disk.vhd")
     mixed = b"".join((old if at & 512 else new)[at : at + 512] for at in range(0, _BLOCK, 512))
     end = path.stat().st_size
