@@ -38,6 +38,7 @@ _DESCRIPTOR = struct.Struct("<IIQQII16s12xI")
 _DEVICE, _CASE, _TABLE, _ERRORS, _MD5, _SHA1, _KEYS, _DONE = 1, 2, 4, 5, 8, 9, 11, 15
 _HASHED, _ENCRYPTED = 1, 2
 _NONE, _ZLIB, _BZIP2 = 0, 1, 2
+_BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _HEAD = 32
 """Bytes of the header of a table, with its padding."""
 _TAGS = {
@@ -129,17 +130,15 @@ class Reader:
         self.found.identity += header
         self.found.bzip2 = method == _BZIP2
         for section in sections(name, file):
-            self._add(name, file, section, method)
+            self._add(name, file, section)
 
-    def _add(self, name: str, file: BlockDevice, section: Section, method: int) -> None:
+    def _add(self, name: str, file: BlockDevice, section: Section) -> None:
         if section.kind in (_DEVICE, _CASE):
-            text = self._content(name, file, section, MAX_TEXT)
-            if method != _NONE:
-                try:
-                    text = inflate(text, MAX_TEXT, bzip2=method == _BZIP2)
-                except CorruptImageError as error:
-                    raise CorruptImageError(f"{name}: section at {section.start} {error}") from error
-            self._values(text)
+            content = self._content(name, file, section, MAX_TEXT)
+            try:
+                self._values(_text(content))
+            except CorruptImageError as error:
+                raise CorruptImageError(f"{name}: section at {section.start} {error}") from error
         elif section.kind == _TABLE:
             self._table(name, file, section)
         elif section.kind == _ERRORS:
@@ -201,6 +200,17 @@ class Reader:
         for first, sectors, _ in ENTRY.iter_unpack(content[_HEAD:end]):
             if sectors:
                 self.found.bad.append(BadSectors(first * size, (first + sectors) * size))
+
+
+def _text(content: bytes) -> bytes:
+    """Return a text as it was before it was compressed; programs differ in whether bzip2 holds for texts too.
+
+    Raises:
+        CorruptImageError: it is damaged; the caller adds the place.
+    """
+    if content.startswith(_BYTE_ORDER_MARKS):
+        return content
+    return inflate(content, MAX_TEXT, bzip2=content.startswith(b"BZh"))
 
 
 def _load(name: str, file: BlockDevice, start: int, count: int) -> bytes:
