@@ -90,9 +90,9 @@ class Blocks:
         state = entry & _STATE
         inner = offset - block * self._block_size
         if state == _FULLY:
-            yield Stretch(length, self._file, self._place(block, entry, self._block_size) + inner)
+            yield Stretch(length, self._file, self._place(block, entry, inner + length) + inner)
         elif state == _PARTIALLY and self._parent is not None:
-            start = self._place(block, entry, self._block_size)
+            start = self._place(block, entry, inner + length)
             yield from self._mixed(block, start, offset, length, self._parent)
         elif state == _NOT_PRESENT and self._parent is not None:
             yield from within(self._parent, length, offset)
@@ -104,6 +104,11 @@ class Blocks:
             raise CorruptImageError(f"{self._name}: block {block} has the impossible state {state}")
 
     def _place(self, block: int, entry: int, size: int) -> int:
+        """Return where the first ``size`` bytes of a block, or of a bitmap, are stored.
+
+        Raises:
+            CorruptImageError: that is not inside the file.
+        """
         start = (entry >> 20) * MIB
         if start < _MIN_OFFSET or start + size > self._file.size:
             raise CorruptImageError(
