@@ -28,9 +28,10 @@ from imageformat.errors import (
 )
 from imageformat.extent import ExtentKind
 from imageformat.foreign import ForeignDisk, ForeignImage, ForeignLayer
+from imageformat.formats._entries import PagedTable, flags_high_first, runs
+from imageformat.formats._identity import file_identity
 from imageformat.formats._parents import check_line, open_parent
 from imageformat.formats._stretches import Stretch, StretchDevice, within
-from imageformat.formats._tables import PagedTable, flags_high_first, runs
 from imageformat.layer import ImageFormat
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ def _open_disk(opening: Opening, line: tuple[bytes, ...]) -> _Disk:
         }
         if not at_end:
             details["warning"] = "the footer at the end is damaged or missing; its copy was used"
-        identity = footer.content + opening.device.size.to_bytes(8, "little")
+        identity = file_identity(opening, footer.content)
         if footer.kind == _FIXED:
             if held < footer.size:
                 raise IncompleteImageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from imageformat.errors import CorruptImageError, ImageError, IncompleteImageError, UnsupportedFeatureError
 from imageformat.extent import ExtentKind
+from imageformat.formats.dmg.zeros import crc32_of_zeros
 from support.make_dmg import ADC, BZIP2, IGNORE, LZFSE, LZMA, RAW, SECTOR, ZERO, ZLIB, dmg
 from support.requirements import require_tool, run
 from support.virtualdisks import (
@@ -89,6 +91,13 @@ def test_as_dmg2img_reads_it(kind: int, tmp_path: Path) -> None:
     image.write_bytes(dmg(parts))
     run("dmg2img", "-s", image, tmp_path / "raw")
     assert image_content(image) == (tmp_path / "raw").read_bytes() == truth_of(parts)
+
+
+@pytest.mark.parametrize("count", [0, 1, 65536, 65537, 100_003, 3 << 20])
+@pytest.mark.parametrize("start", [0, 1, 0xDEADBEEF, 0xFFFFFFFF])
+def test_checksums_of_many_zeros(start: int, count: int) -> None:
+    assert crc32_of_zeros(start, count) == zlib.crc32(bytes(count), start)
+    assert isinstance(crc32_of_zeros(start, 1 << 50), int)
 
 
 def test_wrong_checksums_are_told(tmp_path: Path) -> None:

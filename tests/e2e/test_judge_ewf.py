@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import struct
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from imageformat.errors import (
     UnsupportedFeatureError,
 )
 from imageformat.extent import Extent, ExtentKind
+from imageformat.formats.ewf.chunks import CHECKSUMED, COMPRESSED, ENTRY
 from imageformat.formats.ewf.evidence import segment_names
+from imageformat.formats.ewf.version1 import _Copy, _packed
 from imageformat.view import ImageView
 from support.make_ewf import section, version1, version2
 from support.requirements import require_tool, run
@@ -240,6 +243,18 @@ def test_the_copy_of_a_damaged_table(tmp_path: Path) -> None:
             image_content(written(tmp_path, [bytes(changed)]))
 
 
+def test_tables_of_more_than_2_gib() -> None:
+    """As EnCase 6.7 writes them: no longer a flag, the highest bit is part of the place."""
+    places = [0x7FFF_0000, 0x7FFF_F000, 0x8000_0100, 0x8000_9000]
+    content = struct.pack("<4I", places[0] | 1 << 31, *places[1:])
+    packed = _packed(content, _Copy(0, 4, 1000, has_checksum=True), places[-1] + 1000 + 77)
+    found = list(ENTRY.iter_unpack(packed))
+    lengths = [0xF000, 0x1100, 0x8F00, 77]
+    assert [entry[0] for entry in found] == [place + 1000 for place in places]
+    assert [entry[1] for entry in found] == lengths
+    assert [entry[2] for entry in found] == [COMPRESSED, CHECKSUMED, CHECKSUMED, CHECKSUMED]
+
+
 def test_segments_of_another_image(tmp_path: Path) -> None:
     one = version1(patchy(SIZE, 4), segments=2)
     other = [content.replace(bytes(range(16)), b"?" * 16) for content in version2(patchy(SIZE), segments=2)]
@@ -254,6 +269,9 @@ def test_what_is_not_read_is_refused(tmp_path: Path) -> None:
     image = tmp_path / "image.E01"
     image.write_bytes(b"L" + version1(truth)[0][1:])
     with pytest.raises(UnsupportedFeatureError, match="logical"):
+        open_layer(image)
+    image.write_bytes(b"ADCRYPT\0" + bytes(2000))
+    with pytest.raises(UnsupportedFeatureError, match="AD encryption"):
         open_layer(image)
     with pytest.raises(UnsupportedFeatureError, match="encrypted"):
         open_layer(written(tmp_path, version2(truth, flags=2), "Ex"))

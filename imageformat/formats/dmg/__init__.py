@@ -25,7 +25,8 @@ from imageformat.errors import (
 )
 from imageformat.foreign import ForeignDisk, ForeignImage, ForeignLayer
 from imageformat.formats._stretches import StretchDevice
-from imageformat.formats.dmg.chunks import IGNORED, SECTOR, UNITS_KEPT, Chunk, Chunks
+from imageformat.formats.dmg.chunks import IGNORED, SECTOR, UNITS_KEPT, ZERO, Chunk, Chunks
+from imageformat.formats.dmg.zeros import crc32_of_zeros
 from imageformat.layer import ImageFormat
 
 if TYPE_CHECKING:
@@ -283,6 +284,9 @@ def _crc_of(chunks: Chunks, table: Table, device: BlockDevice) -> int:
     for number in range(table.first, table.stop):
         chunk = chunks.chunk(number)
         if chunk.kind == IGNORED:
+            continue
+        if chunk.kind == ZERO:
+            held = crc32_of_zeros(held, chunk.sectors * SECTOR)
             continue
         end = (chunk.start + chunk.sectors) * SECTOR
         for offset in range(chunk.start * SECTOR, end, _STEP):

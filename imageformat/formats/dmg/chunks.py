@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from imageformat.device import BlockDevice
 
 SECTOR = 512
-IGNORED = 2
-_ZERO, _RAW, _IGNORE = 0, 1, IGNORED
+ZERO, IGNORED = 0, 2
+_RAW = 1
 _ADC, _ZLIB, _BZIP2, _LZFSE, _LZMA = range(0x8000_0004, 0x8000_0009)
 _PACKED = (_ADC, _ZLIB, _BZIP2, _LZMA)
 _REFUSED = {_LZFSE: "LZFSE"}
@@ -72,7 +72,7 @@ class Chunks:
             if chunk.sectors * SECTOR > _MAX_UNIT:
                 raise CorruptImageError(f"{self.name}: a compressed chunk of {chunk.sectors} sectors")
             self.largest = max(self.largest, chunk.sectors * SECTOR)
-        elif chunk.kind not in (_ZERO, _RAW, _IGNORE):
+        elif chunk.kind not in (ZERO, _RAW, IGNORED):
             what = _REFUSED.get(chunk.kind, f"the unknown method {chunk.kind:#x}")
             raise UnsupportedFeatureError(f"{self.name}: is compressed with {what}, which cannot be read")
         self.starts.append(chunk.start)
@@ -105,9 +105,9 @@ class Chunks:
                 number += 1
 
     def _inside(self, number: int, chunk: Chunk, inner: int, length: int) -> Stretch:
-        if chunk.kind == _ZERO:
+        if chunk.kind == ZERO:
             return Stretch(length, ExtentKind.ZERO)
-        if chunk.kind == _IGNORE:
+        if chunk.kind == IGNORED:
             return Stretch(length, ExtentKind.UNUSED)
         held = chunk.sectors * SECTOR
         needed = held if chunk.kind == _RAW else chunk.length

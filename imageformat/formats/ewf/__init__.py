@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from imageformat.errors import CorruptImageError, UnsupportedFeatureError
 from imageformat.foreign import ForeignDisk, ForeignImage, ForeignLayer
+from imageformat.formats._identity import file_identity
 from imageformat.formats._stretches import StretchDevice
 from imageformat.formats.ewf import version1, version2
 from imageformat.formats.ewf.chunks import Chunks
@@ -70,7 +71,7 @@ def _open(opening: Opening) -> ImageLayer:
         ForeignImage(
             "ewf",
             (ForeignDisk(device, found.sector_size),),
-            found.identity + stored_size.to_bytes(8, "little"),
+            found.identity if found.md5 or found.sha1 else file_identity(opening, found.identity),
             created_ns=_created_ns(found.values) or opening.siblings.modified_ns,
             stored_size=stored_size,
             details=details,
@@ -148,4 +149,4 @@ def _check(name: str, found: Evidence, whole: BlockDevice) -> Iterator[str]:
             yield f"{name}: the {kind} of the disk is {held.hex()}, and {value.hex()} was recorded"
 
 
-PLUGIN = ImageFormat("ewf", (".e01", ".ex01", ".s01", ".l01", ".lx01"), probe, _open)
+PLUGIN = ImageFormat("ewf", (".e01", ".ex01"), probe, _open)

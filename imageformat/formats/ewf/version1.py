@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 SIGNATURE = b"EVF\x09\x0d\x0a\xff\x00"
 LOGICAL_SIGNATURE = b"LVF\x09\x0d\x0a\xff\x00"
+_ENCRYPTED_SIGNATURE = b"ADCRYPT\x00"
 _FILE_HEADER = struct.Struct("<8sBHH")
 _SECTION = struct.Struct("<16sQQ40xI")
 _VOLUME = struct.Struct("<4xIIIQ")
@@ -92,6 +93,8 @@ def sections(name: str, file: BlockDevice, number: int) -> Iterator[Section]:
     signature, _, found, _ = _FILE_HEADER.unpack(header)
     if signature == LOGICAL_SIGNATURE:
         raise UnsupportedFeatureError(f"{name}: logical evidence (L01) holds files and no disk")
+    if header.startswith(_ENCRYPTED_SIGNATURE):
+        raise UnsupportedFeatureError(f"{name}: evidence with AD encryption, which cannot be read")
     if signature != SIGNATURE:
         raise CorruptImageError(f"{name}: does not begin as an evidence file does")
     if found != number:
@@ -99,15 +102,17 @@ def sections(name: str, file: BlockDevice, number: int) -> Iterator[Section]:
     at = _FILE_HEADER.size
     for _ in range(MAX_SECTIONS):
         block = read_exactly(name, file, at, _SECTION.size, "section")
-        kind, following, _, _ = _SECTION.unpack(block)
+        kind, following, size, _ = _SECTION.unpack(block)
         if not adler_fits(block, _SECTION.size - 4):
             raise CorruptImageError(f"{name}: the section at {at} has a damaged header")
         text = kind.rstrip(b"\0").decode("latin-1")
         if text in {"next", "done"}:
             yield Section(text, at + _SECTION.size, at + _SECTION.size)
             return
-        if following < at + _SECTION.size:
-            raise CorruptImageError(f"{name}: section {text} at {at} is followed by what lies before it")
+        if following < at + _SECTION.size or following - at != size:
+            raise CorruptImageError(
+                f"{name}: section {text} at {at} of {size} bytes does not end at {following}"
+            )
         if following > file.size:
             raise IncompleteImageError(f"{name}: was cut short: section {text} at {at} ends at {following}")
         yield Section(text, at + _SECTION.size, following)
@@ -265,13 +270,22 @@ def _load(name: str, file: BlockDevice, group: _Group) -> bytes:
 
 
 def _packed(content: bytes, copy: _Copy, data_end: int) -> bytes:
-    """Bring entries to the common form: each chunk ends where the next one begins."""
-    entries = struct.unpack(f"<{copy.entries}I", content)
-    places = [copy.base + (entry & ~_COMPRESSED_BIT) for entry in entries]
+    """Bring entries to the common form: each chunk ends where the next one begins.
+
+    EnCase 6.7 writes more than 2 GiB of chunks: from there on, places have 32 bits, and nothing is compressed.
+    """
+    places: list[int] = []
+    flags: list[int] = []
+    is_past, last = False, 0
+    for entry in struct.unpack(f"<{copy.entries}I", content):
+        place = entry & ~_COMPRESSED_BIT
+        is_past = is_past or place < last
+        last = place
+        places.append(copy.base + (entry if is_past else place))
+        flags.append(COMPRESSED if entry & _COMPRESSED_BIT and not is_past else CHECKSUMED)
     found = bytearray(copy.entries * ENTRY.size)
-    for at, (entry, place) in enumerate(zip(entries, places, strict=True)):
+    for at, place in enumerate(places):
         following = places[at + 1] if at + 1 < copy.entries else data_end
         length = following - place if place < following <= place + 0xFFFF_FFFF else 0
-        flags = COMPRESSED if entry & _COMPRESSED_BIT else CHECKSUMED
-        ENTRY.pack_into(found, at * ENTRY.size, place, length, flags)
+        ENTRY.pack_into(found, at * ENTRY.size, place, length, flags[at])
     return bytes(found)

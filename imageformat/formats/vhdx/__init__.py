@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from imageformat.errors import CorruptImageError, IncompleteImageError, ParentMismatchError
 from imageformat.foreign import ForeignDisk, ForeignImage, ForeignLayer
+from imageformat.formats._identity import file_identity
 from imageformat.formats._parents import check_line, open_parent
 from imageformat.formats._stretches import StretchDevice
 from imageformat.formats.vhdx import structs
@@ -94,7 +95,7 @@ def _open_disk(opening: Opening, line: tuple[bytes, ...]) -> _Disk:
             parameters,
             parent.device if parent is not None else None,
         )
-        identity = block + opening.device.size.to_bytes(8, "little")
+        identity = file_identity(opening, block)
         if parent is not None:
             identity += parent.identity
         owned = stack.pop_all()

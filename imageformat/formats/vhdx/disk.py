@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from imageformat.errors import CorruptImageError, IncompleteImageError
 from imageformat.extent import ExtentKind
+from imageformat.formats._entries import PagedTable, flags_low_first, runs
 from imageformat.formats._stretches import Stretch, within
-from imageformat.formats._tables import PagedTable, flags_low_first, runs
 from imageformat.formats.vhdx.structs import MIB
 
 if TYPE_CHECKING:

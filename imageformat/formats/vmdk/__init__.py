@@ -21,7 +21,8 @@ from imageformat.errors import (
 )
 from imageformat.extent import ExtentKind
 from imageformat.foreign import ForeignDisk, ForeignImage, ForeignLayer
-from imageformat.formats._parents import check_line, open_parent
+from imageformat.formats._identity import file_identity
+from imageformat.formats._parents import check_line, open_parent, opening_of
 from imageformat.formats._stretches import Stretch, StretchDevice, within
 from imageformat.formats.vmdk import structs
 from imageformat.formats.vmdk.grains import Grains
@@ -89,7 +90,7 @@ def _open_disk(opening: Opening, line: tuple[bytes, ...]) -> _Disk:
         details: dict[str, object] = {
             shown: descriptor.values[key] for key, shown in _SHOWN.items() if descriptor.values.get(key)
         }
-        identity = descriptor.content + opening.device.size.to_bytes(8, "little")
+        identity = file_identity(opening, descriptor.content)
         parent = None
         if descriptor.parent_content_id != structs.NO_PARENT:
             parent = _open_parent(opening, descriptor, line)
@@ -98,6 +99,7 @@ def _open_disk(opening: Opening, line: tuple[bytes, ...]) -> _Disk:
             identity += parent.identity
         parts = _Parts(opening, descriptor, header, parent.device if parent is not None else None)
         device = Concat(parts.open(stack))
+        identity += parts.identity
         if any(part.is_unclean for part in parts.headers):
             details["warning"] = "was not closed by whoever wrote it"
         owned = stack.pop_all()
@@ -173,6 +175,7 @@ class _Parts:
         self._own = header
         self.headers: list[SparseHeader] = []
         self.stored_size = opening.device.size
+        self.identity = b""
 
     def open(self, stack: ExitStack) -> list[BlockDevice]:
         """Open all; ``stack`` closes the files."""
@@ -194,6 +197,7 @@ class _Parts:
         found = self._opening.siblings.open(line.name)
         stack.callback(found.device.close)
         self.stored_size += found.device.size
+        self.identity += file_identity(opening_of(self._opening, found))
         if line.kind in _SPARSE:
             return self._sparse(
                 found.name, found.device, _sparse_header(found.name, found.device), line, base

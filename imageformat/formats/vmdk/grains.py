@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from imageformat.cache import BlockCache
 from imageformat.errors import CorruptImageError, IncompleteImageError
 from imageformat.extent import ExtentKind
+from imageformat.formats._entries import PagedTable
 from imageformat.formats._stretches import Stretch, Unit, within
-from imageformat.formats._tables import PagedTable
 from imageformat.formats.vmdk.structs import SECTOR
 
 if TYPE_CHECKING:
