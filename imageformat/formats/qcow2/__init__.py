@@ -30,6 +30,7 @@ from imageformat.formats.qcow2.structs import (
     parse_snapshots,
     snapshots_area,
 )
+from imageformat.formats.qcow2.writer import write_qcow2
 from imageformat.layer import ImageFormat
 
 if TYPE_CHECKING:
@@ -136,4 +137,4 @@ def _snapshots(opening: Opening, header: Header) -> tuple[tuple[Snapshot, ...], 
         return (), str(error)
 
 
-PLUGIN = ImageFormat("qcow2", (".qcow2",), probe, open_qcow2)
+PLUGIN = ImageFormat("qcow2", (".qcow2",), probe, open_qcow2, write_qcow2)
