@@ -33,6 +33,7 @@ The message is one line: what is wrong, where, and what to do about it.
         AmbiguousNameError             61
       VolumeError                      62   a file system that cannot be read
         UnsupportedVolumeError         63   of a kind no driver knows
+      LockedError                      64   encrypted, and no secret that was given opens it
       MountError                       70
         FuseUnavailableError           71
         MountPointError                72   not a folder, not empty, already in use
@@ -233,6 +234,13 @@ class UnsupportedVolumeError(VolumeError):
 
     errno = _errno.ENOTSUP
     exit_code = 63
+
+
+class LockedError(MountfsError):
+    """An image or a volume is encrypted, and no password or key that was given opens it."""
+
+    errno = _errno.EACCES
+    exit_code = 64
 
 
 class MountError(MountfsError):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.device import MemoryDevice, Slice
 from imageformat.errors import MountfsError, NotFoundError, UnsupportedVolumeError, VolumeError
+from imageformat.secrets import NO_SECRETS, Secrets
 from mountfs.flattree import FlatKey, FlatTree
 from mountfs.readme import disk_readme, volume_readme
 from mountfs.tree import Node, NodeKind
@@ -133,6 +134,7 @@ class DiskTree:
     Args:
         device: the disk.
         drivers: asked in order; the first that knows the type of a volume and opens it serves it.
+        secrets: tried on encrypted volumes.
         image_name: of the file that is the whole disk.
         sector_size: when known; else it is found out.
         time_ns: shown for files and directories that this tree makes up.
@@ -143,12 +145,14 @@ class DiskTree:
         device: BlockDevice,
         drivers: Sequence[FileSystemDriver],
         *,
+        secrets: Secrets = NO_SECRETS,
         image_name: bytes = b"disk.img",
         sector_size: int | None = None,
         time_ns: int = 0,
     ) -> None:
         self._device = device
         self._drivers = tuple(drivers)
+        self._secrets = secrets
         self._image_name = image_name
         self._sector_size = sector_size
         self._time_ns = time_ns

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from imageformat.plugins import discover
+from imageformat.secrets import NO_SECRETS, Secrets
 from imageformat.selection import open_location, problem_error
 from imageformat.view import ImageView, ReadAhead
 from mountfs import drivers
@@ -47,8 +48,16 @@ def file_system_drivers() -> tuple[FileSystemDriver, ...]:
 class Session:
     """An opened repository, set or image. Use it as a context manager. Thread-safe once open."""
 
-    def __init__(self, path: str, *, capacity: int | None = None, read_ahead: bool = True) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        capacity: int | None = None,
+        read_ahead: bool = True,
+        secrets: Secrets = NO_SECRETS,
+    ) -> None:
         self.location: Location = open_location(path, capacity=capacity)
+        self._secrets = secrets
         self._stack = ExitStack()
         self._stack.callback(self.location.repository.close)
         self._read_ahead: ReadAhead | None = None
@@ -77,6 +86,7 @@ class Session:
         return DiskTree(
             view,
             file_system_drivers(),
+            secrets=self._secrets,
             image_name=DISK_IMAGE,
             sector_size=view.sector_size,
             time_ns=created_ns,

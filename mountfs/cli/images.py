@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import NotFoundError, UsageError
+from imageformat.secrets import NO_SECRETS, Secrets
 from imageformat.selection import split_image_path, split_selector
 from mountfs.names import from_path_name
 from mountfs.session import Session
@@ -56,16 +57,20 @@ def _one_selector(*selectors: str | None) -> str | None:
 
 
 @contextmanager
-def opened_point(name: ImageName, *, read_ahead: bool = False) -> Iterator[tuple[Session, Point]]:
+def opened_point(
+    name: ImageName, *, read_ahead: bool = False, secrets: Secrets = NO_SECRETS
+) -> Iterator[tuple[Session, Point]]:
     """Open the one point that a name means."""
-    with Session(name.path, read_ahead=read_ahead) as session:
+    with Session(name.path, read_ahead=read_ahead, secrets=secrets) as session:
         yield session, session.location.point(name.selector)
 
 
 @contextmanager
-def opened_tree(name: ImageName, *, read_ahead: bool = False) -> Iterator[DiskTree]:
+def opened_tree(
+    name: ImageName, *, read_ahead: bool = False, secrets: Secrets = NO_SECRETS
+) -> Iterator[DiskTree]:
     """Open the tree of the one point that a name means."""
-    with opened_point(name, read_ahead=read_ahead) as (session, point):
+    with opened_point(name, read_ahead=read_ahead, secrets=secrets) as (session, point):
         tree = session.disk_tree(point)
         try:
             yield tree

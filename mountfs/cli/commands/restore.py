@@ -13,6 +13,7 @@ from engine.restore import RestoreProgress, RestoreResult, restore
 from imageformat.device import BlockDevice, Slice
 from imageformat.errors import MountfsError, NotConfirmedError, NotFoundError, UsageError
 from imageformat.repository import Point
+from imageformat.secrets import Secrets
 from mountfs.cli.command import At, PointName, Threads, Yes, command
 from mountfs.cli.images import opened_point, parse_inner
 from mountfs.cli.render import Renderer, format_duration, format_size
@@ -41,6 +42,7 @@ mountfs restore /backups/sdb@3:2 partition.img    only the second partition
 @command
 def run(
     out: Renderer,
+    secrets: Secrets,
     image: ImageOrPart,
     target: TargetName,
     point: PointName = None,
@@ -57,7 +59,7 @@ def run(
     name = parse_inner(image, point=point, at=at)
     if target.endswith("/"):
         raise UsageError(f"{target} names a folder; name a disk, a partition or a file")
-    with opened_point(name, read_ahead=False) as (session, chosen):
+    with opened_point(name, read_ahead=False, secrets=secrets) as (session, chosen):
         view = session.view(chosen)
         part = choose_part(view, name.inner, view.sector_size)
         facts = target_facts(target, image_files(session, chosen))
