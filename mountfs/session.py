@@ -15,7 +15,7 @@ from imageformat.plugins import discover
 from imageformat.secrets import NO_SECRETS, Secrets
 from imageformat.selection import open_location, problem_error
 from imageformat.view import ImageView, ReadAhead
-from mountfs import drivers
+from mountfs import containers, drivers
 from mountfs.disktree import DiskTree
 from mountfs.flattree import FlatTree
 from mountfs.foldertree import Entry, FolderTree
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from imageformat.repository import ImageSet, Point
     from imageformat.selection import Location
+    from mountfs.containers import VolumeContainer
     from mountfs.tree import FileSystemDriver, FileTree
 
 DISK_IMAGE = b"disk.img"
@@ -43,6 +44,11 @@ def point_name(point: Point) -> str:
 def file_system_drivers() -> tuple[FileSystemDriver, ...]:
     """Every file-system driver that works here."""
     return discover(drivers).available
+
+
+def volume_containers() -> tuple[VolumeContainer, ...]:
+    """Every kind of container that can be opened here."""
+    return discover(containers).available
 
 
 class Session:
@@ -86,6 +92,7 @@ class Session:
         return DiskTree(
             view,
             file_system_drivers(),
+            containers=volume_containers,
             secrets=self._secrets,
             image_name=DISK_IMAGE,
             sector_size=view.sector_size,
