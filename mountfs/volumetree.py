@@ -282,7 +282,7 @@ def _wrap(number: int, inner: Node) -> Node:
 def _outer_inode(number: int, inode: int) -> int:
     """Make the inode numbers of all volumes distinct; those of the top directory itself stay small.
 
-    A number too big to have that of its volume put before it, as those of a container's volumes are, becomes a hash.
+    One too big to have the number of its volume put before it, as those in containers are, becomes a hash.
     """
     if inode < 1 << _INODE_BITS and number < _EXACT_NUMBERS:
         return (number + 1) << _INODE_BITS | inode
