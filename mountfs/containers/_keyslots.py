@@ -80,8 +80,8 @@ class Argon2:
             or len(self.salt) < 8
         ):
             raise VolumeError(
-                f"deriving its key takes {self.passes} passes over {self.memory_kib} KiB, {self.lanes} at once, "
-                "which is more than is allowed here, or makes no sense"
+                f"deriving its key takes {self.passes} passes over {self.memory_kib} KiB in {self.lanes} lanes: "
+                "more than is allowed here, or nonsense"
             )
         kind = getattr(argon2, self.variant.capitalize(), None)
         if kind is None:
@@ -192,7 +192,7 @@ def cipher_maker(encryption: str, key_size: int, sector_size: int) -> Callable[[
     name, _, mode = encryption.partition("-")
     chaining, _, vectors = mode.partition("-")
     refusal = UnsupportedVolumeError(
-        f"it is encrypted with {safe_text(encryption)} and {key_size * 8} bits of key, which is not known here"
+        f"it is encrypted with {safe_text(encryption)}, {key_size * 8} bits of key, which is not known here"
     )
     if name != "aes":
         raise refusal

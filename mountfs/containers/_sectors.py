@@ -110,8 +110,8 @@ class DecipheredDevice:
     """The plain bytes of an enciphered device, from its first sector to its last whole one.
 
     Zeros that are stored are ciphertext like anything else: all of it is DATA but what cannot be read.
-    ``first_number`` is that of the first sector, ``step`` how far the numbers of neighbours lie apart. Closing
-    it leaves the other device open. Any number of threads.
+    ``first_number`` is that of the first sector, ``step`` how far the numbers of neighbours lie apart.
+    Closing it leaves the other device open. Any number of threads.
     """
 
     def __init__(
