@@ -275,7 +275,7 @@ class VolumeSlot:
         opened = container.open(self._candidates(container, info, parts), info, secrets)
         members = tuple(parts[index] for index in opened.members)
         for member in members:
-            if member.volume.parents == self.volume.parents and member.volume.number < self.volume.number:
+            if _order(member.volume) < _order(self.volume):
                 raise UnsupportedVolumeError(f"what it holds is shown in {_text(member.volume.path)}")
         if not opened.volumes:
             raise VolumeError("it holds no volumes")
@@ -354,6 +354,11 @@ def _first(places: Callable[[int, int], Iterator[tuple[int, int]]]) -> int | Non
 
 def _same(offset: int, length: int) -> Iterator[tuple[int, int]]:
     yield offset, length
+
+
+def _order(volume: Volume) -> tuple[int, ...]:
+    """Return the numbers of a volume and of those that it lies in: what is walked first comes first."""
+    return tuple(int(name.split(b"-", 1)[0]) for name in (*volume.parents, volume.name))
 
 
 def _text(name: bytes) -> str:

@@ -1,8 +1,8 @@
 """AES-CBC with the Elephant diffuser, as BitLocker used it up to Windows 7.
 
-N. Ferguson, "AES-CBC + Elephant diffuser", 2006, section 4. A diffuser walks over the 32-bit words of a sector
-one after another, and does so in all sectors of a piece at once here: equal words of all sectors lie side by
-side in one long integer, each with 32 bits of room for what an addition carries.
+N. Ferguson, "AES-CBC + Elephant diffuser", 2006, section 4. A diffuser walks over the 32-bit words of a
+sector one after another, and does so in all sectors of a piece at once here: equal words of all sectors lie
+side by side in one long integer, each with 32 bits of room for what an addition carries.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """BitLocker, of Windows Vista to 11 and To Go: one enciphered volume, opened with any of its protectors.
 
-After "BitLocker Drive Encryption (BDE) format" of the libbde project, sections 2 and 3: keys, encryption methods,
-virtual sectors. A key that only a TPM holds cannot be had from an image; the recovery key opens such a volume.
+After "BitLocker Drive Encryption (BDE) format" of the libbde project: keys, encryption methods, virtual
+sectors. A key that only a TPM holds cannot be had from an image; the recovery key opens such a volume.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _master_key(volume: FveVolume, secrets: Secrets) -> bytes:
     if secrets:
         raise LockedError("none of the passwords and keys that were given opens it")
     raise LockedError(
-        "it is encrypted; give its password or recovery key with --password-file, or a .BEK file with --key-file"
+        "it is encrypted; give its password or recovery key with --password-file, or its .BEK with --key-file"
     )
 
 
@@ -189,7 +189,7 @@ def _keys(
     if kind == _CLEAR:
         yield from (entry.data[4:] for entry in properties if entry.value_type == KEY)
     elif kind == _STARTUP:
-        for content in secrets.keys():
+        for content in secrets.keys():  # noqa: SIM118 (no dictionary)
             yield from (key for known, key in startup_keys(content) if known == identifier)
     elif kind in {_PASSWORD, _RECOVERY}:
         hashed = _password_hash if kind == _PASSWORD else _recovery_hash
