@@ -80,7 +80,7 @@ class Argon2:
             or len(self.salt) < 8
         ):
             raise VolumeError(
-                f"deriving its key takes {self.passes} passes over {self.memory_kib} KiB, {self.lanes} lanes: "
+                f"deriving its key takes {self.passes} x {self.memory_kib} KiB in {self.lanes} lanes: "
                 "more than is allowed here, or nonsense"
             )
         kind = getattr(argon2, self.variant.capitalize(), None)
