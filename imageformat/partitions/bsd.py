@@ -1,7 +1,7 @@
 """The BSD disklabel, as in disklabel(5): alone on a disk, or in a slice of an MBR.
 
-A slice is one partition of the MBR, divided again; Linux goes on counting behind the last partition of the MBR,
-and so does this. The letter by which BSD knows a partition is its name.
+A slice is one partition of the MBR, divided again; Linux goes on counting behind the last partition of the
+MBR, and so does this. The letter by which BSD knows a partition is its name.
 """
 
 from __future__ import annotations

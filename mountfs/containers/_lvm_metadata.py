@@ -1,7 +1,7 @@
 """The metadata of LVM2: labels of physical volumes, and the volume groups that they describe.
 
-After the documentation of LVM2 (label, PV and metadata headers), and "LVM format" of the libvslvm project. The
-text lies in a ring; a checksum proves each part.
+After the documentation of LVM2 (label, PV and metadata headers), and "LVM format" of the libvslvm project.
+The text lies in a ring; a checksum proves each part.
 """
 
 from __future__ import annotations
