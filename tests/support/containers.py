@@ -72,7 +72,7 @@ class Group(NamedTuple):
 
     def create(self, name: str, extents: int, *options: str) -> None:
         """Make a logical volume without touching what lies in it."""
-        self.call("lvcreate", "-an", "-Zn", "-Wn", "-y", "-l", str(extents), "-n", name, *options)
+        self.call("lvcreate", "-an", "-Zn", "-Wn", "-y", "-l", str(extents), "-n", name, "vg0", *options)
 
     def pieces(self, name: str, extent: int = MIB) -> list[Piece]:
         """Where lvs says that a linear volume lies; data begins at the first extent, 1 MiB into a device."""
