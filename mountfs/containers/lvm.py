@@ -61,7 +61,9 @@ def open_lvm(devices: Iterator[BlockDevice], info: FileSystemInfo, secrets: Secr
     if group is None:
         raise VolumeError("no metadata of its volume group is on this disk")
     places = {name: known[carrier.uuid] for name, carrier in group.carriers.items() if carrier.uuid in known}
-    volumes = tuple(_inner(group, volume, given, places) for volume in group.volumes if _is_shown(volume))
+    volumes = tuple(
+        _inner(group, volume, given, places) for volume in group.volumes if _is_shown(group, volume)
+    )
     if not volumes:
         raise VolumeError(f"the volume group {safe_text(group.name)} has no logical volumes")
     return OpenedContainer(volumes, tuple(sorted(set(places.values()))))
@@ -75,9 +77,9 @@ def _newest(found: Sequence[PhysicalVolume]) -> VolumeGroup | None:
     return max(own, key=lambda group: group.sequence, default=None)
 
 
-def _is_shown(volume: LogicalVolume) -> bool:
-    """Whether people see it: not what bigger volumes and snapshots are made of."""
-    return volume.visible and not any(segment.type == "snapshot" for segment in volume.segments)
+def _is_shown(group: VolumeGroup, volume: LogicalVolume) -> bool:
+    """Whether people know it: not what bigger volumes are made of, but a snapshot, which LVM itself hides."""
+    return volume.visible or bool(_snapshot_reason(group, volume))
 
 
 def _inner(
