@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mountfs.containers._lvm_metadata import LogicalVolume, LvSegment, PhysicalVolume, VolumeGroup
     from mountfs.tree import FileSystemInfo
 
+_MAX_VOLUMES = 1024
 _READ = frozenset({"striped", "linear"})
 
 
@@ -61,9 +62,11 @@ def open_lvm(devices: Iterator[BlockDevice], info: FileSystemInfo, secrets: Secr
     if group is None:
         raise VolumeError("no metadata of its volume group is on this disk")
     places = {name: known[carrier.uuid] for name, carrier in group.carriers.items() if carrier.uuid in known}
-    volumes = tuple(
-        _inner(group, volume, given, places) for volume in group.volumes if _is_shown(group, volume)
-    )
+    snapshots = dict(_snapshots(group))
+    shown = [volume for volume in group.volumes if volume.visible or volume.name in snapshots]
+    if len(shown) > _MAX_VOLUMES:
+        raise VolumeError(f"the volume group claims {len(shown)} logical volumes")
+    volumes = tuple(_inner(group, volume, given, places, snapshots.get(volume.name, "")) for volume in shown)
     if not volumes:
         raise VolumeError(f"the volume group {safe_text(group.name)} has no logical volumes")
     return OpenedContainer(volumes, tuple(sorted(set(places.values()))))
@@ -77,15 +80,22 @@ def _newest(found: Sequence[PhysicalVolume]) -> VolumeGroup | None:
     return max(own, key=lambda group: group.sequence, default=None)
 
 
-def _is_shown(group: VolumeGroup, volume: LogicalVolume) -> bool:
-    """Whether people know it: not what bigger volumes are made of, but a snapshot, which LVM itself hides."""
-    return volume.visible or bool(_snapshot_reason(group, volume))
+def _snapshots(group: VolumeGroup) -> Iterator[tuple[str, str]]:
+    """Yield the names of snapshots, which LVM itself hides, and of what each is one."""
+    for volume in group.volumes:
+        for segment in volume.segments:
+            if segment.type == "snapshot" and segment.related:
+                yield from ((store, segment.related[0]) for store in segment.related[1:])
 
 
 def _inner(
-    group: VolumeGroup, volume: LogicalVolume, devices: Sequence[BlockDevice], places: Mapping[str, int]
+    group: VolumeGroup,
+    volume: LogicalVolume,
+    devices: Sequence[BlockDevice],
+    places: Mapping[str, int],
+    origin: str,
 ) -> InnerVolume:
-    reason = _snapshot_reason(group, volume)
+    reason = f"it is a snapshot of {safe_text(origin)}, which cannot be read here" if origin else ""
     runs: list[_Run] = []
     try:
         if not reason:
@@ -96,14 +106,6 @@ def _inner(
         return InnerVolume(volume.name, volume.size, None, lambda *_: iter(()), reason or "it is empty")
     device = _LogicalDevice(devices, tuple(runs), volume.size)
     return InnerVolume(volume.name, volume.size, device, device.places)
-
-
-def _snapshot_reason(group: VolumeGroup, volume: LogicalVolume) -> str:
-    for other in group.volumes:
-        for segment in other.segments:
-            if segment.type == "snapshot" and volume.name in segment.related[1:]:
-                return f"it is a snapshot of {safe_text(segment.related[0])}, which cannot be read here"
-    return ""
 
 
 def _run(
