@@ -30,8 +30,8 @@ README = b"README"
 PARTITION_IMAGE = b"partition.img"
 MAX_DEPTH = 8
 """Containers inside containers."""
-MAX_OPENED = 1024
-"""Containers of one disk that are opened: a hostile one may multiply at every depth."""
+MAX_INNER = 4096
+"""Volumes inside containers of one disk that are looked at: hostile ones may multiply at every depth."""
 
 MAX_PIECES = 4096
 """Pieces of a volume that are looked at to say where it lies; a striped one has millions."""
@@ -63,18 +63,18 @@ class Opening:
         self.time_ns = time_ns
         self._top = top
         self._lock = threading.Lock()
-        self._opened = 0
+        self._inner = 0
 
-    def count_container(self) -> None:
-        """Take note that one more container is opened.
+    def count(self, volumes: int) -> None:
+        """Take note that so many more volumes inside containers are looked at.
 
         Raises:
             VolumeError: there are too many.
         """
         with self._lock:
-            if self._opened == MAX_OPENED:
-                raise VolumeError(f"more than {MAX_OPENED} containers are on the disk")
-            self._opened += 1
+            if self._inner + volumes > MAX_INNER:
+                raise VolumeError(f"the containers of the disk hold more than {MAX_INNER} volumes")
+            self._inner += volumes
 
     def parts(self, type_name: str) -> Iterator[Part]:
         """Yield all volumes of a type, those of the disk first; opens plain containers on the way."""
@@ -266,6 +266,7 @@ class VolumeSlot:
 
     def _open_table(self, device: BlockDevice, table: PartitionTable) -> _Shown:
         self._check_depth()
+        self._opening.count(len(table.partitions))
         volumes = partition_volumes(device, table, self._opening.openers)
         return self._inner_tree([_partition(self.part, device, volume) for volume in volumes], (self.part,))
 
@@ -279,6 +280,7 @@ class VolumeSlot:
                 raise UnsupportedVolumeError(f"what it holds is shown in {_text(member.volume.path)}")
         if not opened.volumes:
             raise VolumeError("it holds no volumes")
+        self._opening.count(len(opened.volumes))
         return self._inner_tree(list(_inner_parts(opened, parts, self._opening.openers)), members)
 
     def _candidates(
@@ -294,7 +296,6 @@ class VolumeSlot:
     def _check_depth(self) -> None:
         if len(self.volume.parents) >= MAX_DEPTH:
             raise VolumeError(f"it lies deeper than {MAX_DEPTH} containers inside each other")
-        self._opening.count_container()
 
     def _inner_tree(self, parts: Sequence[Part], members: tuple[Part, ...]) -> _Shown:
         parents = (*self.volume.parents, self.volume.name)
