@@ -53,7 +53,7 @@ class DiskTree(VolumeTree):
         sector_size: int | None = None,
         time_ns: int = 0,
     ) -> None:
-        super().__init__(None, time_ns=time_ns)
+        super().__init__(self._read, time_ns=time_ns, close_rest=device.close)
         self._device = device
         self._opening = Opening(Openers(tuple(drivers), containers), secrets, time_ns, lambda: self)
         self._image_name = image_name
@@ -94,7 +94,7 @@ class DiskTree(VolumeTree):
             if inner is not None:
                 yield from self._around(inner, offset)
 
-    def _look(self) -> Contents:
+    def _read(self) -> Contents:
         layout = read_layout(self._device, self._opening.openers, self._sector_size)
         files: dict[bytes, BlockDevice] = {self._image_name: self._device}
         if not layout.volumes:
@@ -103,6 +103,3 @@ class DiskTree(VolumeTree):
         parts = disk_parts(self._device, layout.volumes)
         slots = {part.volume.number: VolumeSlot(part, self._opening) for part in parts}
         return Contents(slots, FlatTree(files, time_ns=self._time_ns), layout.table, layout.failure)
-
-    def _close_own(self) -> None:
-        self._device.close()

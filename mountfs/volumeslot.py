@@ -305,7 +305,8 @@ class VolumeSlot:
             )
             for part in parts
         }
-        tree = VolumeTree(Contents(slots, FlatTree({})), time_ns=self._opening.time_ns)
+        contents = Contents(slots, FlatTree({}))
+        tree = VolumeTree(lambda: contents, time_ns=self._opening.time_ns)
         return _Shown(tree, tree.root(), members)
 
 

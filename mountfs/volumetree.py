@@ -19,7 +19,7 @@ from mountfs.flattree import FlatKey, FlatTree
 from mountfs.tree import Node, NodeKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from imageformat.errors import LockedError, MountfsError
     from imageformat.extent import Extent
@@ -66,17 +66,26 @@ class VolumeTree:
     The top directory of a volume always has mode 0555 and the tree's time: it is shown before it is opened.
     Nodes are values and stay valid for another tree over the same bytes. `placements` are offsets on the
     disk, at every depth. Closing it closes what was opened for its volumes. Any number of threads.
+
+    Args:
+        look: finds out what there is to show; called once, when it is first needed.
+        time_ns: shown for what this tree makes up.
+        close_rest: called once, after everything else was closed.
     """
 
-    def __init__(self, contents: Contents | None, *, time_ns: int = 0) -> None:
-        self._known: Contents | None = contents
+    def __init__(
+        self,
+        look: Callable[[], Contents],
+        *,
+        time_ns: int = 0,
+        close_rest: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._look = look
         self._time_ns = time_ns
+        self._close_rest = close_rest
         self._lock = threading.Lock()
+        self._known: Contents | None = None
         self._closed = False
-
-    def _look(self) -> Contents:
-        """Find out what there is, once and under the lock; for trees that do not know it from the start."""
-        raise NotImplementedError
 
     def contents(self) -> Contents:
         """Return what there is to show."""
@@ -231,12 +240,9 @@ class VolumeTree:
             self._closed = True
             known = self._known
         with ExitStack() as stack:
-            stack.callback(self._close_own)
+            stack.callback(self._close_rest)
             for slot in known.slots.values() if known is not None else ():
                 stack.callback(slot.close)
-
-    def _close_own(self) -> None:
-        """Close what the tree itself owns, after everything else."""
 
     def _resolve(self, key: VolumeKey) -> tuple[FileTree, Node]:
         """Return the tree that a node belongs to, and the node as that tree knows it."""

@@ -17,7 +17,14 @@ from imageformat.errors import LockedError, MountfsError, UnsupportedVolumeError
 from imageformat.secrets import NO_SECRETS, Secrets
 from mountfs.containers.luks import open_luks
 from mountfs.signatures import identify
-from support.containers import MIB, PASSWORD, encrypt_luks1, encrypt_luks2, password_file
+from support.containers import (
+    MIB,
+    PASSWORD,
+    encrypt_luks1,
+    encrypt_luks2,
+    make_luks1_with_qemu,
+    password_file,
+)
 from support.content import noise
 from support.requirements import require_tool, run
 
@@ -115,15 +122,21 @@ def test_luks2_with_other_hashes(tmp_path: Path, hash_name: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"cipher_alg": "aes-128", "cipher_mode": "cbc", "ivgen_alg": "essiv", "ivgen_hash_alg": "sha256"},
-        {"cipher_alg": "aes-256", "cipher_mode": "cbc", "ivgen_alg": "plain64", "hash_alg": "sha512"},
-        {"cipher_alg": "aes-256", "cipher_mode": "xts", "ivgen_alg": "plain", "hash_alg": "sha1"},
+        ("--cipher", "aes-xts-plain64", "--key-size", "512", "--hash", "sha512"),
+        ("--cipher", "aes-xts-plain", "--key-size", "256", "--hash", "sha1"),
+        ("--cipher", "aes-cbc-essiv:sha256", "--key-size", "256", "--hash", "sha256"),
+        ("--cipher", "aes-cbc-plain64", "--key-size", "128"),
     ],
 )
-def test_luks1_as_qemu_wrote_it(tmp_path: Path, options: dict[str, str]) -> None:
+def test_luks1_with_a_header_of_cryptsetup(tmp_path: Path, options: tuple[str, ...]) -> None:
     (tmp_path / "plain").write_bytes(PLAIN)
-    encrypt_luks1(tmp_path / "plain", tmp_path / "disk", **options)
+    encrypt_luks1(tmp_path / "plain", tmp_path / "disk", *options)
+    check((tmp_path / "disk").read_bytes(), PLAIN)
+
+
+def test_luks1_as_qemu_wrote_it(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(PLAIN)
+    make_luks1_with_qemu(tmp_path / "plain", tmp_path / "disk")
     check((tmp_path / "disk").read_bytes(), PLAIN)
 
 
