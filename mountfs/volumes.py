@@ -163,6 +163,8 @@ def _look(
         if info is None and nested and not reason:
             table = _inner_table(device)
             info = FileSystemInfo(table.scheme) if table is not None else None
+        elif info is not None and not info.label:
+            info = dataclasses.replace(info, label=_container_label(device, info, openers))
     except MountfsError as error:
         reason = f"its start cannot be read: {error}"
         failure = _placed(error, f"the start of partition {volume.number} cannot be read")
@@ -175,6 +177,17 @@ def _look(
         reason=reason or ("" if table is not None else _reason(info, openers)),
         failure=failure,
     )
+
+
+def _container_label(device: BlockDevice, info: FileSystemInfo, openers: Openers) -> str:
+    """Return what a container is called where that is not in its signature; empty for all else."""
+    if openers.drivers_of(info.type) or info.type not in _PARTS_OF_BIGGER:
+        return ""
+    container = openers.container(info.type)
+    try:
+        return container.label(device) if container is not None and container.label is not None else ""
+    except MountfsError:
+        return ""
 
 
 def _inner_table(device: BlockDevice) -> PartitionTable | None:

@@ -68,6 +68,10 @@ class VolumeContainer:
     Raises `LockedError` when the secrets do not open it, `VolumeError` with the reason when nothing can."""
     spans: bool = False
     """Whether one container may lie in several volumes of a disk."""
+    label: Callable[[BlockDevice], str] | None = None
+    """Say what people call the container that a device belongs to; for what the signature does not tell.
+
+    Raises `MountfsError` when that cannot be read."""
 
 
 def straight(start: int) -> Places:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -75,7 +76,7 @@ class Argon2:
         """Return ``size`` bytes made from a secret."""
         if (
             not 1 <= self.lanes <= _MAX_LANES
-            or not 8 * self.lanes <= self.memory_kib <= _MAX_MEMORY_KIB
+            or not 8 * self.lanes <= self.memory_kib <= min(_MAX_MEMORY_KIB, _machine_kib())
             or not 1 <= self.passes <= _MAX_MEMORY_PASSES_KIB // self.memory_kib
             or len(self.salt) < 8
         ):
@@ -103,6 +104,11 @@ class Argon2:
                 f"deriving its key takes {self.memory_kib} KiB of memory, which is not there"
             ) from error
         return made
+
+
+def _machine_kib() -> int:
+    """Return the memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 10
 
 
 Derivation: TypeAlias = Pbkdf2 | Argon2

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 _CLEAR, _STARTUP, _RECOVERY, _PASSWORD = 0x0000, 0x0200, 0x0800, 0x2000
 """What protects a volume master key."""
+_MAX_PROTECTORS = 32
 _ROUNDS = 0x100000
 _RECOVERY_KEY = re.compile(rb"\s*(\d{6})" + rb"[-\s]?(\d{6})" * 7 + rb"\s*")
 _VISTA_HEADER = 16 * SECTOR
@@ -167,7 +168,7 @@ def _places(spans: tuple[_Span, ...]) -> Places:
 def _master_key(volume: FveVolume, secrets: Secrets) -> bytes:
     """Try everything that was given on every protector that takes it."""
     protectors = [entry for entry in volume.entries if entry.value_type == VMK and len(entry.data) >= 28]
-    for entry in protectors:
+    for entry in protectors[:_MAX_PROTECTORS]:
         kind = struct.unpack_from("<H", entry.data, 26)[0]
         properties = tuple(parse_entries(entry.data[28:]))
         for key in _keys(kind, entry.data[:16], properties, secrets):

@@ -184,4 +184,10 @@ class _LogicalDevice:
         """The owner of the underlying devices closes them."""
 
 
-PLUGIN = VolumeContainer("lvm", frozenset({"lvm2"}), open_lvm, spans=True)
+def group_name(device: BlockDevice) -> str:
+    """Return the name of the volume group, as far as this one device tells it."""
+    group = read_physical_volume(device).group
+    return group.name if group is not None else ""
+
+
+PLUGIN = VolumeContainer("lvm", frozenset({"lvm2"}), open_lvm, spans=True, label=group_name)

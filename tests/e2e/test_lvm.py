@@ -143,7 +143,8 @@ def test_a_group_over_two_partitions_is_shown_once(tmp_path: Path, group: tuple[
     assert shown == [b"1-narrow", b"2-spread", b"3-striped", b"4-other"]
     assert [node.name for node in tree.children(walk(tree, b"2"))] == [b"partition.img", b"README"]
     note = walk(tree, b"2/README")
-    assert b"is shown in 1-lvm2" in tree.read(note, 0, note.size)
+    assert b"is shown in 1-lvm2-vg0" in tree.read(note, 0, note.size)
+    assert [volume.name for volume in tree.volumes()] == [b"1-lvm2-vg0", b"2-lvm2-vg0"]
     assert tree.failures() == ()
     image = walk(tree, b"1/2/partition.img")
     assert tree.read(image, 0, 6) == b"spread"

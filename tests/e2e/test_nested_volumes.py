@@ -111,9 +111,11 @@ def names(text: bytes) -> list[str]:
 def test_ls_at_every_depth(made: Made) -> None:
     assert names(mountfs("ls", made.image).out) == ["1-ext4-boot", "2-luks2-secret", "disk.img"]
     secret = unlocked(made)
-    assert names(mountfs("ls", f"{made.image}:2", *secret).out) == ["1-lvm2"]
+    assert names(mountfs("ls", f"{made.image}:2", *secret).out) == ["1-lvm2-vg0"]
     assert names(mountfs("ls", f"{made.image}:2/1", *secret).out) == ["1-ext4-root", "2-mbr-disk", "3-empty"]
-    assert "fstab" in names(mountfs("ls", f"{made.image}:2-luks2-secret/1-lvm2/1-ext4-root/etc", *secret).out)
+    assert "fstab" in names(
+        mountfs("ls", f"{made.image}:2-luks2-secret/1-lvm2-vg0/1-ext4-root/etc", *secret).out
+    )
     assert names(mountfs("ls", f"{made.image}:2/1/2", *secret).out) == ["1-fat12-INNER"]
     assert names(mountfs("ls", f"{made.image}:2/1/3", *secret).out) == ["README", "partition.img"]
 
@@ -128,11 +130,11 @@ def test_cat(made: Made) -> None:
 
 def test_tree_and_cp(made: Made, tmp_path: Path) -> None:
     drawn = mountfs("tree", f"{made.image}", *unlocked(made)).out.decode()
-    assert all(name in drawn for name in ("1-lvm2", "2-mbr-disk", "1-fat12-INNER", "fstab", "kernel"))
+    assert all(name in drawn for name in ("1-lvm2-vg0", "2-mbr-disk", "1-fat12-INNER", "fstab", "kernel"))
     mountfs("cp", f"{made.image}:2", tmp_path, *unlocked(made))
     (copy,) = tmp_path.iterdir()
     for name, content in made.files.items():
-        assert (copy / "1-lvm2" / "1-ext4-root" / name).read_bytes() == content
+        assert (copy / "1-lvm2-vg0" / "1-ext4-root" / name).read_bytes() == content
 
 
 def test_inode_numbers_are_distinct(made: Made) -> None:
@@ -156,11 +158,11 @@ def test_info(made: Made) -> None:
     assert everything == {
         "1-ext4-boot": ("ext4", False),
         "2-luks2-secret": ("luks2", False),
-        "2-luks2-secret/1-lvm2": ("lvm2", False),
-        "2-luks2-secret/1-lvm2/1-ext4-root": ("ext4", False),
-        "2-luks2-secret/1-lvm2/2-mbr-disk": ("mbr", False),
-        "2-luks2-secret/1-lvm2/2-mbr-disk/1-fat12-INNER": ("fat12", False),
-        "2-luks2-secret/1-lvm2/3-empty": ("", False),
+        "2-luks2-secret/1-lvm2-vg0": ("lvm2", False),
+        "2-luks2-secret/1-lvm2-vg0/1-ext4-root": ("ext4", False),
+        "2-luks2-secret/1-lvm2-vg0/2-mbr-disk": ("mbr", False),
+        "2-luks2-secret/1-lvm2-vg0/2-mbr-disk/1-fat12-INNER": ("fat12", False),
+        "2-luks2-secret/1-lvm2-vg0/3-empty": ("", False),
     }
 
 
@@ -179,7 +181,7 @@ def test_restore_of_an_inner_volume(made: Made, tmp_path: Path) -> None:
 
 def test_a_mount(made: Made) -> None:
     with mounted(made.image + "@latest", *unlocked(made)) as folder:
-        root = folder / "2-luks2-secret" / "1-lvm2" / "1-ext4-root"
+        root = folder / "2-luks2-secret" / "1-lvm2-vg0" / "1-ext4-root"
         for name, content in made.files.items():
             assert (root / name).read_bytes() == content
         inodes = [path.stat().st_ino for path in folder.rglob("*") if path.is_file()]
@@ -210,20 +212,20 @@ def test_a_wrong_secret(made: Made, tmp_path: Path) -> None:
         assert "none of the passwords" in told.errors[0]
     assert mountfs("ls", f"{made.image}:1", "--password-file", wrong).out
     both = ("--password-file", str(wrong), *unlocked(made))
-    assert names(mountfs("ls", f"{made.image}:2", *both).out) == ["1-lvm2"]
+    assert names(mountfs("ls", f"{made.image}:2", *both).out) == ["1-lvm2-vg0"]
 
 
 def test_where_secrets_come_from(made: Made, tmp_path: Path) -> None:
     lines = tmp_path / "with-newline"
     lines.write_text(PASSWORD + "\n")
-    assert mountfs("ls", f"{made.image}:2", "--password-file", lines).out == b"1-lvm2\n"
-    assert mountfs("ls", f"{made.image}:2", "--key-file", made.password).out == b"1-lvm2\n"
+    assert mountfs("ls", f"{made.image}:2", "--password-file", lines).out == b"1-lvm2-vg0\n"
+    assert mountfs("ls", f"{made.image}:2", "--key-file", made.password).out == b"1-lvm2-vg0\n"
     assert mountfs("ls", f"{made.image}:2", "--key-file", lines, code=LOCKED).errors
     piped = subprocess.run(
         command_line("ls", f"{made.image}:2", "--password-file", "-"),
         input=PASSWORD.encode(), env=environment(), capture_output=True, check=True,
     )  # fmt: skip
-    assert piped.stdout == b"1-lvm2\n"
+    assert piped.stdout == b"1-lvm2-vg0\n"
     assert (
         "no such file" in mountfs("ls", made.image, "--password-file", tmp_path / "none", code=60).errors[0]
     )
@@ -295,6 +297,6 @@ def test_verify_names_files_through_all_containers(made: Made, tmp_path: Path) -
     (report,) = mountfs("verify", repo, "--json", *unlocked(made), code=13).results
     (damage,) = report["damages"]
     assert damage["disk_offset"] <= place < damage["disk_offset"] + damage["length"]
-    assert "2-luks2-secret/1-lvm2/1-ext4-root/big" in damage["files"]
+    assert "2-luks2-secret/1-lvm2-vg0/1-ext4-root/big" in damage["files"]
     (report,) = mountfs("verify", repo, "--json", code=13).results
     assert report["damages"][0]["files"] == ["not known: 2-luks2-secret is locked"]
