@@ -13,6 +13,7 @@ import typer
 import imageformat.formats
 import imageformat.partitions
 import imageformat.storage
+import mountfs.containers
 import mountfs.drivers
 from engine.devices.inventory import list_block_devices
 from imageformat.plugins import discover
@@ -29,6 +30,7 @@ _REGISTRIES = {
     "storage": imageformat.storage,
     "partition table": imageformat.partitions,
     "driver": mountfs.drivers,
+    "container": mountfs.containers,
 }
 PROBLEM_EXIT = 1
 
