@@ -9,7 +9,6 @@ description in "Compression".
 
 from __future__ import annotations
 
-import io
 import zlib
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 MAX_EXTENT = 131_072
 """No compressed extent is larger, packed or not."""
 _MAX_WINDOW = 1 << 17
+_STEP = 1024
 _LENGTH = 4
 
 
@@ -53,17 +53,19 @@ def _zlib(packed: bytes, size: int, _: int) -> bytes:
 
 
 def _zstd(packed: bytes, size: int, _: int) -> bytes:
+    """Decode one frame, in steps: a few bytes can stand for a block of 128 KiB."""
+    raw = bytearray()
     try:
         if zstandard.get_frame_parameters(packed).window_size > _MAX_WINDOW:
             raise VolumeError("a compressed extent is damaged: its window is too large")
-        with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(packed)) as reader:
-            raw = reader.read(size)
-            whole = len(raw) == size or reader.read(1) == b""
+        decoder = zstandard.ZstdDecompressor().decompressobj()
+        for at in range(0, len(packed), _STEP):
+            raw += decoder.decompress(packed[at : at + _STEP])
+            if decoder.eof or len(raw) >= size:
+                return bytes(raw[:size])
     except zstandard.ZstdError as error:
         raise VolumeError(f"a compressed extent is damaged: {error}") from error
-    if not whole:
-        raise VolumeError("a compressed extent is damaged: it breaks off")
-    return raw
+    raise VolumeError("a compressed extent is damaged: it breaks off")
 
 
 def _lzo_segments(packed: bytes, size: int, sector_size: int) -> bytes:
