@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import mmap
@@ -67,7 +66,7 @@ VARIANTS = {
     "without checksums": Variant(mount=("noatime", "nodatasum")),
     "without copying": Variant(mount=("noatime", "nodatacow")),
 }
-FICLONERANGE = 0x4020940D
+FICLONE, FICLONERANGE = 0x40049409, 0x4020940D
 NAME_ONLY_INODE = 2
 """Of a directory that the kernel makes up where a snapshot has only the name of a subvolume."""
 
@@ -151,11 +150,7 @@ def reflinks(top: Path) -> None:
     for name in ("photo.jpg", "compressible", "sparse"):
         copied = os.open(top / f"copy of {name}", os.O_CREAT | os.O_RDWR)
         with (top / name).open("rb") as file:
-            try:
-                fcntl.ioctl(copied, 0x40049409, file.fileno())
-            except OSError as error:
-                # Between files with and without checksums nothing can be shared.
-                assert error.errno == errno.EINVAL
+            fcntl.ioctl(copied, FICLONE, file.fileno())
         os.close(copied)
     with (top / "compressible").open("rb") as file, (top / "patchwork").open("w+b") as target:
         target.write(noise(4, 800_000))
@@ -336,3 +331,306 @@ def test_the_tree_is_what_the_kernel_sees(made: Made) -> None:
             if path not in made.names_only:
                 assert by_kernel.setdefault(made.numbers[path], node.inode) == node.inode
         assert len(set(by_kernel.values()) - {0}) == len(by_kernel)
+
+
+@pytest.fixture(scope="module")
+def twice(folder: Path) -> Made:
+    """Data and metadata two times on one device."""
+    return make(folder, VARIANTS["all twice"])
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Iterator[Path]:
+    """Where a test may keep an image that it damages."""
+    path = tmp_path / "copy.img"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def copied(made: Made, copy: Path) -> Path:
+    run("cp", "--sparse=always", made.image, copy)
+    return copy
+
+
+def simple(folder: Path, *options: str) -> Path:
+    """A small file system with one copy of everything."""
+    image = folder / "simple.img"
+    image.unlink(missing_ok=True)
+    with image.open("wb") as file:
+        file.truncate(128 * MIB)
+    run("mkfs.btrfs", "-q", "-f", *SINGLE, *options, image)
+    with loop_device(image) as device, kernel_mount(device, "btrfs", read_only=False) as top:
+        make_tree(top)
+        (top / "big").write_bytes(noise(5, 1_000_000))
+    return image
+
+
+@pytest.mark.parametrize("checksum", ["crc32c", "xxhash", "sha256", "blake2"])
+def test_a_flipped_byte_is_an_error_with_its_place(checksum: str, tmp_path: Path) -> None:
+    image = simple(tmp_path, "--csum", checksum)
+    at = image.read_bytes().find(noise(5, 1_000_000)[500_000:504_096])
+    damage(image, at + 1234)
+    with opened(image) as tree:
+        node = walk(tree, b"big")
+        assert tree.read(node, 0, 499_000) == noise(5, 1_000_000)[:499_000]
+        sector = (at + 1234) // 4096 * 4096
+        with pytest.raises(VolumeError, match=f"byte {sector} of the volume .* does not match its"):
+            tree.read(node, 499_712, 8192)
+        places = list(tree.placements(node))
+        assert any(start <= at < start + length for start, length in places)
+        assert sum(length for _, length in places) == 1_000_000
+
+
+def both_places(image: Path, data: bytes) -> list[int]:
+    content = image.read_bytes()
+    first = content.find(data)
+    return [first, content.find(data, first + 1)]
+
+
+def test_the_other_copy_of_data_is_served(twice: Made, copy: Path) -> None:
+    image = copied(twice, copy)
+    photo = noise(1 + 2, 300_000)
+    places = both_places(image, photo[40_960:49_152])
+    assert 0 < places[0] < places[1]
+    for place in places:
+        with opened(image) as tree:
+            assert tree.read(walk(tree, b"photo.jpg"), 0, 300_000) == photo
+        damage(image, place + 77)
+    with opened(image) as tree, pytest.raises(VolumeError, match="does not match its crc32c"):
+        tree.read(walk(tree, b"photo.jpg"), 0, 300_000)
+
+
+def nodes(image: Path, size: int = 16_384) -> dict[bytes, list[int]]:
+    """Where each node of metadata lies, by its logical address: found by looking at every place."""
+    content = image.read_bytes()
+    identity = content[65_536 + 32 : 65_536 + 48]
+    found: dict[bytes, list[int]] = {}
+    for at in range(0, len(content), size):
+        if content[at + 32 : at + 48] == identity and at != 65_536:
+            found.setdefault(content[at + 48 : at + 56] + content[at + 80 : at + 88], []).append(at)
+    return found
+
+
+def test_the_other_copy_of_metadata_is_served(twice: Made, copy: Path) -> None:
+    image = copied(twice, copy)
+    found = [places for places in nodes(image).values() if len(places) == 2]
+    assert len(found) > 20
+    for number, places in enumerate(found):
+        damage(image, places[number % 2] + 200 + number)
+    with opened(image) as tree:
+        assert differences(twice.compared(twice.truth), twice.compared(seen(tree))) == []
+    for number, places in enumerate(found):
+        damage(image, places[1 - number % 2] + 300 + number)
+    with pytest.raises(VolumeError, match="does not match"), opened(image):
+        pass
+
+
+def test_the_other_copies_of_the_superblock_count(tmp_path: Path) -> None:
+    image = simple(tmp_path)
+    with opened(image) as tree:
+        expected = seen(tree)
+    damage(image, 65_536 + 3000)
+    with opened(image) as tree:
+        assert differences(expected, seen(tree)) == []
+    damage(image, 64 * MIB + 3000)
+    with pytest.raises(VolumeError, match="superblock"), opened(image):
+        pass
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two devices of one file system."""
+
+    images: tuple[Path, Path]
+    truth: Entries
+
+
+def make_pair(folder: Path, *options: str) -> Pair:
+    images = (folder / "one.img", folder / "other.img")
+    with ExitStack() as stack:
+        devices = []
+        for image in images:
+            with image.open("wb") as file:
+                file.truncate(256 * MIB)
+            devices.append(stack.enter_context(loop_device(image)))
+        run("mkfs.btrfs", "-q", "-f", *options, *devices)
+        run("btrfs", "device", "scan", *devices)
+        with kernel_mount(devices[0], "btrfs", read_only=False) as top:
+            make_tree(top)
+            (top / "big").write_bytes(noise(5, 1_000_000))
+        with kernel_mount(devices[0], "btrfs") as top:
+            truth = read_entries(top)
+        run("btrfs", "device", "scan", "--forget")
+    return Pair(images, truth)
+
+
+def test_one_of_two_mirrors_is_enough(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, "-m", "raid1", "-d", "raid1")
+    for image in pair.images:
+        with opened(image) as tree:
+            assert differences(pair.truth, seen(tree)) == []
+        info = identify(MemoryDevice(image.read_bytes()))
+        assert info is not None
+        assert info.note == "one of 2 devices"
+
+
+@pytest.mark.parametrize("data", ["raid0", "single"])
+def test_data_on_a_missing_device_is_an_error_that_names_it(data: str, tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, "-m", "raid1", "-d", data)
+    whole = noise(5, 1_000_000)
+    read: list[set[int]] = []
+    for number, image in enumerate(pair.images, 1):
+        read.append(set())
+        failures: set[str] = set()
+        with opened(image) as tree:
+            assert {path for path, _ in everything(tree)} == set(pair.truth)
+            node = walk(tree, b"big")
+            for at in range(0, len(whole), 4096):
+                try:
+                    data_here = tree.read(node, at, 4096)
+                except VolumeError as error:
+                    failures.add(str(error).split(" lies on ")[1])
+                else:
+                    assert data_here == whole[at : at + 4096]
+                    read[-1].add(at)
+        if len(read[-1]) < 245:
+            assert failures == {f"device {3 - number} of the file system, which is not in this image"}
+    assert read[0] | read[1] == set(range(0, len(whole), 4096))
+    if data == "raid0":
+        assert read[0]
+        assert read[1]
+    else:
+        assert not read[0] & read[1]
+
+
+def test_trees_on_a_missing_device_are_an_error_that_names_it(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, "-m", "raid0", "-d", "raid0")
+    failures = []
+    for image in pair.images:
+        try:
+            with opened(image) as tree:
+                seen(tree)
+        except VolumeError as error:
+            failures.append(str(error))
+    assert failures
+    assert all("which is not in this image" in failure for failure in failures)
+
+
+@pytest.mark.parametrize(("profile", "count"), [("raid10", 4), ("raid1c3", 3), ("raid5", 3), ("raid5", 2)])
+def test_rows_of_stripes_are_found(profile: str, count: int, tmp_path: Path) -> None:
+    """All that any one device has, put together, is the file."""
+    images = [tmp_path / f"{number}.img" for number in range(count)]
+    with ExitStack() as stack:
+        for image in images:
+            with image.open("wb") as file:
+                file.truncate(256 * MIB)
+        devices = [stack.enter_context(loop_device(image)) for image in images]
+        run("mkfs.btrfs", "-q", "-f", "-m", "raid1" if count == 2 else "raid1c3", "-d", profile, *devices)
+        run("btrfs", "device", "scan", *devices)
+        with kernel_mount(devices[0], "btrfs", read_only=False) as top:
+            (top / "big").write_bytes(noise(5, 1_000_000))
+        run("btrfs", "device", "scan", "--forget")
+    whole, found, times = noise(5, 1_000_000), bytearray(1_000_000), 0
+    for image in images:
+        with contextlib.suppress(VolumeError), opened(image) as tree:
+            node = walk(tree, b"big")
+            for at in range(0, len(whole), 4096):
+                with contextlib.suppress(VolumeError):
+                    found[at : at + 4096] = tree.read(node, at, 4096)
+                    times += 1
+    assert found == whole
+    assert times == 245 * {"raid10": 2, "raid1c3": 3, "raid5": 4 - count}[profile]
+
+
+def test_what_was_fsynced_after_the_last_commit_is_told(tmp_path: Path) -> None:
+    image, live = simple(tmp_path), tmp_path / "live.img"
+    with loop_device(image) as device, kernel_mount(device, "btrfs", read_only=False) as top:
+        os.sync()
+        with (top / "late").open("wb") as file:
+            file.write(b"fsynced only")
+            file.flush()
+            os.fsync(file.fileno())
+        run("cp", image, live)
+    for path, dirty in ((live, True), (image, False)):
+        info = identify(MemoryDevice(path.read_bytes()))
+        assert info is not None
+        assert ("the log tree was not replayed" in info.note) is dirty
+        with opened(path) as tree:
+            assert (tree.child(tree.root(), b"late") is None) is dirty
+    with loop_device(live, read_only=True) as device:
+        judged_live = judged(live, device, "rescue=nologreplay")
+    with opened(live) as tree:
+        assert differences(judged_live.truth, seen(tree)) == []
+
+
+def test_another_default_subvolume_is_told(tmp_path: Path) -> None:
+    image = simple(tmp_path)
+    with loop_device(image) as device:
+        with kernel_mount(device, "btrfs", read_only=False) as top:
+            run("btrfs", "subvolume", "create", top / "main")
+            (top / "main" / "file").write_bytes(b"below")
+            run("btrfs", "subvolume", "set-default", top / "main")
+        made = judged(image, device)
+    assert b"main/file" in made.truth
+    info = identify(MemoryDevice(image.read_bytes()))
+    assert info is not None
+    assert "default" in info.note
+    with opened(image) as tree:
+        assert differences(made.truth, seen(tree)) == []
+
+
+@pytest.mark.parametrize(("bit", "name"), [(12, "zoned"), (13, "extent_tree_v2"), (40, "0x10000000000")])
+def test_features_that_are_not_known_are_named(bit: int, name: str, tmp_path: Path) -> None:
+    image = simple(tmp_path, "--csum", "sha256")
+    raw = bytearray(image.read_bytes()[65_536 : 65_536 + 4096])
+    (flags,) = struct.unpack_from("<Q", raw, 0xBC)
+    struct.pack_into("<Q", raw, 0xBC, flags | 1 << bit)
+    raw[:32] = hashlib.sha256(raw[32:]).digest()
+    with image.open("r+b") as file:
+        file.seek(65_536)
+        file.write(raw)
+    with pytest.raises(VolumeError, match=f"not supported: {name}$"), opened(image):
+        pass
+
+
+def test_holes_are_told_from_data(made: Made) -> None:
+    with opened(made.image) as tree:
+        for name in (b"sparse", b"preallocated", b"punched", b"inline and a hole", b"all hole"):
+            node = walk(tree, name)
+            position = 0
+            for extent in tree.extents(node):
+                assert extent.offset == position
+                position = extent.end
+                if extent.kind is ExtentKind.ZERO:
+                    assert not any(tree.read(node, extent.offset, extent.length))
+            assert position == node.size
+            held = sum(extent.length for extent in tree.extents(node) if extent.kind is ExtentKind.DATA)
+            assert held <= {b"punched": 404_096, b"all hole": 0}.get(name, 250_000)
+
+
+def test_reads_at_any_offset_agree_with_the_whole(made: Made) -> None:
+    chance = random.Random(1)
+    with opened(made.image) as tree:
+        for name in (
+            b"compressible",
+            b"mixture",
+            b"patchwork",
+            b"torn",
+            b"preallocated",
+            b"inline/text 2047",
+        ):
+            node = walk(tree, name)
+            whole = read_all(tree, node)
+            for _ in range(30):
+                start, size = chance.randrange(node.size), chance.choice([1, 100, 4096, 70_000, 300_000])
+                assert tree.read(node, start, size) == whole[start : start + size]
+
+
+def test_damaged_nodes_are_errors_of_ours(tmp_path: Path, copy: Path) -> None:
+    image = simple(tmp_path)
+    found = [place for places in nodes(image).values() for place in places]
+    for place in found[:40]:
+        run("cp", image, copy)
+        damage(copy, place + 150)
+        with contextlib.suppress(MountfsError), opened(copy) as tree:
+            seen(tree)
