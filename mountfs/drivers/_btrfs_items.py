@@ -29,9 +29,8 @@ ROOT_REF = 156
 
 INODE_NO_CHECKSUM = 0x1
 
-_INODE = struct.Struct("<5QIIIIQQ")
-_INODE_SIZE = 160
-_TIME = struct.Struct("<QI")
+_INODE = struct.Struct("<16xQ16x4IQQ40xqIqIqIqI")
+_SECOND = 1_000_000_000
 _NAME = struct.Struct("<QBQQHHB")
 _EXTENT = struct.Struct("<QQBBHB")
 _EXTENT_PLACE = struct.Struct("<4Q")
@@ -105,21 +104,20 @@ def parse_inode(number: int, raw: bytes) -> Inode:
     Raises:
         VolumeError: it is too short, or its mode or size makes no sense.
     """
-    if len(raw) < _INODE_SIZE:
+    if len(raw) < _INODE.size:
         raise VolumeError(f"inode {number} is damaged: {len(raw)} bytes")
-    _, _, size, _, _, links, uid, gid, mode, rdev, flags = _INODE.unpack_from(raw)
+    size, links, uid, gid, mode, rdev, flags, *stamps = _INODE.unpack_from(raw)
     kind = KINDS.get(stat.S_IFMT(mode))
     if kind is None or size >= 1 << 63:
         raise VolumeError(f"inode {number} is damaged: mode {mode:#o}, {size} bytes")
-    accessed, changed, modified, born = (_time(raw, at) for at in (112, 124, 136, 148))
-    times = (accessed, changed, modified, born)
+    accessed, a_part, changed, c_part, modified, m_part, born, b_part = stamps
+    times = (
+        accessed * _SECOND + a_part,
+        changed * _SECOND + c_part,
+        modified * _SECOND + m_part,
+        born * _SECOND + b_part,
+    )
     return Inode(number, kind, mode, size, links, uid, gid, rdev, flags, times)
-
-
-def _time(raw: bytes, at: int) -> int:
-    seconds, fraction = _TIME.unpack_from(raw, at)
-    signed = seconds - (1 << 64) if seconds >> 63 else seconds
-    return int(signed * 1_000_000_000 + fraction)
 
 
 class Name(NamedTuple):

@@ -86,11 +86,11 @@ class Superblock:
     """Packed pairs of key and chunk: where the chunk tree lies."""
 
 
-def read_superblock(device: BlockDevice) -> Superblock:
-    """Read the newest intact copy of the superblock.
+def read_superblocks(device: BlockDevice) -> list[Superblock]:
+    """Read the intact copies of the superblock, the newest first.
 
-    The first copy decides which file system this is; one of a former file system does not count, however
-    new it claims to be.
+    They differ when the device was copied while in use. The first copy decides which file system this is;
+    one of a former file system does not count, however new it claims to be.
 
     Raises:
         VolumeError: there is none, or it is damaged, or needs a feature that is not known here.
@@ -112,8 +112,8 @@ def read_superblock(device: BlockDevice) -> Superblock:
         raise failure or VolumeError(
             "no copy of the btrfs superblock is intact, or its checksum is of no known kind"
         )
-    same = [raw for raw in found if raw[0x20:0x30] == found[0][0x20:0x30]]
-    return _parse(max(same, key=lambda raw: _number(raw, 0x48)))
+    same = {_number(raw, 0x48): raw for raw in reversed(found) if raw[0x20:0x30] == found[0][0x20:0x30]}
+    return [_parse(same[generation]) for generation in sorted(same, reverse=True)]
 
 
 def _number(raw: bytes, at: int) -> int:

@@ -32,6 +32,7 @@ _CACHED_ENTRIES = 120_000
 """Some 20 MB."""
 _ENTRY_COST = 180
 """Bytes of memory for an entry."""
+_MAX_HINTS = 16
 _CHUNK_OBJECT = 256
 _MAX_CHUNKS = 1_000_000
 
@@ -71,6 +72,18 @@ class Node(NamedTuple):
         return Item(Key(number, kind, offset), self.raw[start : start + size])
 
 
+class _Found(NamedTuple):
+    """A leaf, and the first key that is behind it; None for the last leaf."""
+
+    leaf: Node
+    bound: Key | None
+
+    def has(self, key: Key) -> bool:
+        """Whether the leaf is where the key belongs."""
+        entries = self.leaf.entries
+        return bool(entries) and entries[0] <= (*key, _AFTER_ALL) and (self.bound is None or key < self.bound)
+
+
 class Forest:
     """All trees of one file system on one device. Any number of threads may call it at once."""
 
@@ -78,6 +91,7 @@ class Forest:
         self._device = device
         self._superblock = superblock
         self._nodes: SharedCache[int, Node] = SharedCache(_CACHED_ENTRIES, lambda node: node.weight)
+        self._hints: dict[int, _Found] = {}
         self.chunks = ChunkMap(superblock.device_id, system_chunks(superblock.system_chunks))
         self.chunks = ChunkMap(superblock.device_id, self._all_chunks())
 
@@ -90,12 +104,12 @@ class Forest:
         return found
 
     def find(self, root: Root, key: Key) -> bytes | None:
-        """Return the data of the item with exactly this key."""
-        node = self._leaf(root, key)
-        index = bisect_left(node.entries, key)
-        if index == len(node.entries) or node.entries[index][:3] != key:
+        """Return the data of the item with exactly this key; see `items` for the errors."""
+        leaf = self._leaf(root, key).leaf
+        index = bisect_left(leaf.entries, key)
+        if index == len(leaf.entries) or leaf.entries[index][:3] != key:
             return None
-        return node.item(index).data
+        return leaf.item(index).data
 
     def items(self, root: Root, first: Key, *, covering: bool = False) -> Iterator[Item]:
         """Yield the items from a key on, in order; with ``covering``, from the last one not above it.
@@ -104,35 +118,35 @@ class Forest:
             VolumeError: a node is damaged, or lies on a device that is not here.
             MountfsError: the device failed.
         """
-        node = self._node(root.address, root.generation, root.level)
-        above: list[tuple[Node, int]] = []
-        last: tuple[int, ...] = ()
+        leaf, bound = self._leaf(root, first)
+        start = max(0, _index_at(leaf, first)) if covering else bisect_left(leaf.entries, first)
         while True:
-            while node.level:
-                index = 0 if last else max(0, _index_at(node, first))
-                above.append((node, index))
-                node = self._child(node, index)
-            start = 0
-            if not last:
-                start = max(0, _index_at(node, first)) if covering else bisect_left(node.entries, first)
-            if node.entries and node.entries[0][:3] <= last:
-                raise VolumeError("a B-tree of btrfs is damaged: its keys do not rise")
-            for index in range(start, len(node.entries)):
-                yield node.item(index)
-            last = node.entries[-1][:3] if node.entries else tuple(first)
-            while above and above[-1][1] + 1 == len(above[-1][0].entries):
-                above.pop()
-            if not above:
+            for index in range(start, len(leaf.entries)):
+                yield leaf.item(index)
+            if bound is None:
                 return
-            parent, index = above.pop()
-            above.append((parent, index + 1))
-            node = self._child(parent, index + 1)
+            leaf, bound = self._leaf(root, bound)
+            start = 0
 
-    def _leaf(self, root: Root, key: Key) -> Node:
+    def _leaf(self, root: Root, key: Key) -> _Found:
+        """Find the leaf that has a key, or would have it; mostly it is the one that was found before."""
+        hint = self._hints.get(root.address)
+        if hint is not None and hint.has(key):
+            return hint
         node = self._node(root.address, root.generation, root.level)
+        bound: Key | None = None
         while node.level:
-            node = self._child(node, max(0, _index_at(node, key)))
-        return node
+            index = max(0, _index_at(node, key))
+            if index + 1 < len(node.entries):
+                bound = Key(*node.entries[index + 1][:3])
+            node = self._child(node, index)
+        if bound is not None and node.entries[-1] >= bound:
+            raise VolumeError("a B-tree of btrfs is damaged: its keys do not rise")
+        found = _Found(node, bound)
+        if len(self._hints) >= _MAX_HINTS:
+            self._hints.clear()
+        self._hints[root.address] = found
+        return found
 
     def _child(self, parent: Node, index: int) -> Node:
         number, kind, offset, address, generation = parent.entries[index]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from imageformat.errors import VolumeError
+from imageformat.errors import MountfsError, VolumeError
 from mountfs.drivers._btrfs_codecs import decode
 from mountfs.drivers._btrfs_content import DataReader, ExtentContent, Spans, check_extent
 from mountfs.drivers._btrfs_items import (
@@ -31,7 +31,7 @@ from mountfs.drivers._btrfs_items import (
     parse_root,
     parse_root_ref,
 )
-from mountfs.drivers._btrfs_superblock import read_superblock
+from mountfs.drivers._btrfs_superblock import read_superblocks
 from mountfs.drivers._btrfs_trees import Forest, Key
 from mountfs.drivers._content import BytesContent
 from mountfs.drivers._tree import MAX_TARGET, Listing, ListingBuilder, VolumeTree, reading
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from imageformat.device import BlockDevice
+    from mountfs.drivers._btrfs_superblock import Superblock
     from mountfs.drivers._content import Content
     from mountfs.tree import FileSystemInfo, FileTree, Stream
 
@@ -64,9 +65,9 @@ class _NodeKey(NamedTuple):
 class BtrfsVolume:
     """A `Volume` over one device of a btrfs."""
 
-    def __init__(self, device: BlockDevice) -> None:
-        self._superblock = read_superblock(device)
-        self._forest = Forest(device, self._superblock)
+    def __init__(self, device: BlockDevice, superblock: Superblock) -> None:
+        self._superblock = superblock
+        self._forest = Forest(device, superblock)
         self._trees = dict(self._read_trees())
         checksums = self._trees.pop(_CHECKSUM_TREE, None)
         self._data = DataReader(
@@ -251,10 +252,16 @@ def open_btrfs(device: BlockDevice, info: FileSystemInfo) -> FileTree:
             feature that is not supported.
     """
     del info
+    failure: MountfsError | None = None
     with reading("btrfs"):
-        tree = VolumeTree(BtrfsVolume(device))
-        tree.root()
-    return tree
+        for superblock in read_superblocks(device):
+            try:
+                tree = VolumeTree(BtrfsVolume(device, superblock))
+                tree.root()
+                return tree
+            except MountfsError as error:
+                failure = failure or error
+    raise failure or VolumeError("btrfs cannot be opened")
 
 
 PLUGIN = FileSystemDriver(name="btrfs", types=frozenset({"btrfs"}), open=open_btrfs)
