@@ -36,7 +36,8 @@ def decode(compression: int, packed: bytes, size: int, sector_size: int) -> byte
     decoder = _DECODERS.get(compression)
     if decoder is None:
         raise VolumeError(f"an extent is compressed in a way that is not known ({compression})")
-    if size > MAX_EXTENT or len(packed) > MAX_EXTENT:
+    # zlib takes a limit of 0 for none.
+    if not 0 < size <= MAX_EXTENT or len(packed) > MAX_EXTENT:
         raise VolumeError(f"a compressed extent is damaged: {len(packed)} bytes for {size}")
     return decoder(packed, size, sector_size).ljust(size, b"\0")
 
