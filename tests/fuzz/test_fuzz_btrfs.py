@@ -117,11 +117,8 @@ def test_wrong_values_are_errors_of_ours(
     content, nodes = sound
     damaged = edited(content, nodes, edits, mended=mended)
     identify(MemoryDevice(damaged))
-    try:
-        tree = open_bytes(damaged)
-        visit(tree)
-    except MountfsError as error:
-        assert len(str(error)) > 15
+    with contextlib.suppress(MountfsError):
+        visit(open_bytes(damaged))
 
 
 @settings(max_examples=ROUNDS // 3)
@@ -132,10 +129,8 @@ def test_wrong_bytes_are_errors_of_ours(
     raw = bytearray(sound[0])
     for at, data in wrong:
         raw[at : at + len(data)] = data
-    try:
+    with contextlib.suppress(MountfsError):
         visit(open_bytes(bytes(raw)))
-    except MountfsError as error:
-        assert len(str(error)) > 15
 
 
 def test_every_node_of_a_sound_tree_matters(sound: tuple[bytes, list[int]]) -> None:
@@ -191,7 +186,7 @@ def test_bombs_are_bounded() -> None:
     """What decodes to gigabytes is cut at the size that was asked for."""
     for kind, packed in ((1, zlib.compress(bytes(80_000_000))), (3, _blocks_of_zeros())):
         assert decode(kind, packed, MAX_EXTENT, 4096) == bytes(MAX_EXTENT)
-    with pytest.raises(VolumeError, match="more than|outside"):
+    with pytest.raises(VolumeError, match="outside of it"):
         _lzo.decompress(b"\x12a" + b"\x20" + bytes(100) + b"\x01\0\0" + b"\x11\0\0", 4096)
 
 
