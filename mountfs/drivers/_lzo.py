@@ -25,46 +25,63 @@ def decompress(packed: bytes, limit: int) -> bytes:
 
 
 def _decode(packed: bytes, limit: int) -> bytes:
-    out = bytearray()
-    at, state = 0, 0
-    first = packed[0]
-    if first > 17:
-        at = 1 + first - 17
-        out += _literals(packed, 1, first - 17)
-        state = min(first - 17, _LONG_STATE)
+    """Follow the instructions: each is a run of literals, or a match and up to three literals.
+
+    A slice that is cut short leaves ``at`` behind the end, where the next instruction is missing.
+    """
+    count = max(0, packed[0] - 17)
+    at, state = count + (count > 0), min(count, _LONG_STATE)
+    out = bytearray(packed[1:at])
     while True:
         code = packed[at]
         at += 1
-        if code < 16 and state == 0:
+        if code >= 64:
+            distance = (packed[at] << 3 | code >> 2 & 7) + 1
+            length = (code >> 5) + 1
+            state = code & 3
+            at += 1
+        elif code >= 16:
+            distance, length, state, at = _far_match(packed, at, code)
+            if not distance:
+                break
+        elif state == 0:
             length, at = _length(packed, at, code, 15)
-            out += _literals(packed, at, length + 3)
+            out += packed[at : at + length + 3]
             at += length + 3
             state = _LONG_STATE
+            continue
         else:
-            if code >= 64:
-                distance = (packed[at] << 3 | code >> 2 & 7) + 1
-                length = (code >> 5) + 1
-                after, at = code & 3, at + 1
-            elif code < 16:
-                distance = (packed[at] << 2 | code >> 2) + (1 if state != _LONG_STATE else 2049)
-                length = 2 if state != _LONG_STATE else 3
-                after, at = code & 3, at + 1
-            else:
-                near = code >= 32
-                length, at = _length(packed, at, code & 31, 31) if near else _length(packed, at, code & 7, 7)
-                low = packed[at] | packed[at + 1] << 8
-                after, at = low & 3, at + 2
-                distance = (low >> 2) + (1 if near else 16_384 + ((code & 8) << 11))
-                if distance == 16_384 and not near:
-                    return bytes(out)
-                length += 2
-            _copy(out, distance, length, limit)
-            if after:
-                out += _literals(packed, at, after)
-                at += after
-            state = after
-        if len(out) > limit:
-            raise VolumeError(f"LZO data is damaged: more than {limit} bytes")
+            is_long = state == _LONG_STATE
+            distance = (packed[at] << 2 | code >> 2) + (2049 if is_long else 1)
+            length = 3 if is_long else 2
+            state = code & 3
+            at += 1
+        start = len(out) - distance
+        if start < 0 or len(out) + length > limit:
+            raise VolumeError("LZO data is damaged: a match outside of it")
+        if distance >= length:
+            out += out[start : start + length]
+        else:
+            out += (out[start:] * (length // distance + 1))[:length]
+        if state:
+            out += packed[at : at + state]
+            at += state
+    if len(out) > limit:
+        raise VolumeError(f"LZO data is damaged: more than {limit} bytes")
+    return bytes(out)
+
+
+def _far_match(packed: bytes, at: int, code: int) -> tuple[int, int, int, int]:
+    """Return distance, length, literals that follow, and place; a distance of 0 is the end."""
+    if code >= 32:
+        length, at = _length(packed, at, code & 31, 31)
+        distance = 1
+    else:
+        length, at = _length(packed, at, code & 7, 7)
+        distance = 16_384 + ((code & 8) << 11)
+    low = packed[at] | packed[at + 1] << 8
+    distance += low >> 2
+    return 0 if code < 32 and distance == 16_384 else distance, length + 2, low & 3, at + 2
 
 
 def _length(packed: bytes, at: int, given: int, base: int) -> tuple[int, int]:
@@ -76,21 +93,3 @@ def _length(packed: bytes, at: int, given: int, base: int) -> tuple[int, int]:
         length += 255
         at += 1
     return length + packed[at], at + 1
-
-
-def _literals(packed: bytes, at: int, count: int) -> bytes:
-    found = packed[at : at + count]
-    if len(found) < count:
-        raise VolumeError("LZO data is damaged: it ends too early")
-    return found
-
-
-def _copy(out: bytearray, distance: int, length: int, limit: int) -> None:
-    start = len(out) - distance
-    if start < 0 or len(out) + length > limit:
-        raise VolumeError("LZO data is damaged: a match outside of it")
-    if distance >= length:
-        out += out[start : start + length]
-    else:
-        repeated = out[start:]
-        out += (repeated * (length // distance + 1))[:length]
