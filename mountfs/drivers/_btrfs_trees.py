@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left, bisect_right
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import MountfsError, VolumeError
@@ -85,9 +85,17 @@ class _Found(NamedTuple):
 
 
 class Forest:
-    """All trees of one file system on one device. Any number of threads may call it at once."""
+    """All trees of one file system on one device. Any number of threads may call it at once.
 
-    def __init__(self, device: BlockDevice, superblock: Superblock) -> None:
+    Args:
+        device: the device.
+        superblock: of the device.
+        max_reads: of nodes; one more is a `VolumeError`. For a look that must be short.
+    """
+
+    def __init__(self, device: BlockDevice, superblock: Superblock, *, max_reads: int | None = None) -> None:
+        self._reads = count(1)
+        self._max_reads = max_reads
         self._device = device
         self._superblock = superblock
         self._nodes: SharedCache[int, Node] = SharedCache(_CACHED_ENTRIES, lambda node: node.weight)
@@ -163,6 +171,8 @@ class Forest:
 
     def _read(self, address: int, generation: int) -> Node:
         """Read a node from the first copy that is intact; the error is that of the last."""
+        if self._max_reads is not None and next(self._reads) > self._max_reads:
+            raise VolumeError("the trees of btrfs are too large for a short look")
         size = self._superblock.node_size
         pieces = list(self.chunks.pieces(address, size))
         copies = min(len(piece.places) for piece in pieces)
@@ -187,15 +197,15 @@ class Forest:
         if checksum.digest(raw[32:]) != raw[: checksum.size]:
             raise VolumeError(f"{what}: its {checksum.name} does not match")
         (found_at,) = struct.unpack_from("<Q", raw, 48)
-        found_generation, _, count, level = struct.unpack_from("<QQIB", raw, 80)
+        found_generation, _, entry_count, level = struct.unpack_from("<QQIB", raw, 80)
         if found_at != address or raw[32:48] != self._superblock.metadata_id:
             raise VolumeError(f"{what}: it is another node")
         if found_generation != generation:
             raise VolumeError(f"{what}: its generation is {found_generation}, not {generation}")
         layout = _POINTER if level else _ITEM
-        end = _HEADER + count * layout.size
-        if level > _MAX_LEVEL or end > len(raw) or (level and not count):
-            raise VolumeError(f"{what}: {count} entries at level {level}")
+        end = _HEADER + entry_count * layout.size
+        if level > _MAX_LEVEL or end > len(raw) or (level and not entry_count):
+            raise VolumeError(f"{what}: {entry_count} entries at level {level}")
         entries: list[tuple[int, int, int, int, int]] = list(layout.iter_unpack(raw[_HEADER:end]))
         if any(one[:3] >= other[:3] for one, other in pairwise(entries)):
             raise VolumeError(f"{what}: its keys do not rise")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from imageformat.errors import MountfsError
+from mountfs.drivers._btrfs_default import default_subvolume
 from mountfs.signatures.window import Signature, is_power_of_two
 from mountfs.tree import FileSystemInfo
 
@@ -24,6 +26,7 @@ _EXT_RECOVER = 0x04
 _EXT_JOURNAL_DEVICE = 0x08
 _BTRFS = 65536
 _BTRFS_DEFAULT_SUBVOLUME = 0x2
+_BTRFS_TOP_LEVEL = 5
 _BTRFS_DIRTY = "dirty: the log tree was not replayed; what was written in the last seconds may be missing"
 _F2FS = 1024
 _EROFS = 1024
@@ -69,9 +72,21 @@ def _btrfs(window: Window) -> FileSystemInfo | None:
     if log_root:
         notes.append(_BTRFS_DIRTY)
     if incompat & _BTRFS_DEFAULT_SUBVOLUME:
-        notes.append("mounted by default was a subvolume; here is the whole")
+        notes.append(_btrfs_default(window))
     label, uuid = window.text(_BTRFS + 0x12B, 256), window.uuid(_BTRFS + 32)
-    return FileSystemInfo("btrfs", label, uuid, "; ".join(notes))
+    return FileSystemInfo("btrfs", label, uuid, "; ".join(filter(None, notes)))
+
+
+def _btrfs_default(window: Window) -> str:
+    """Say which subvolume the system mounts, where all of them are shown."""
+    try:
+        identity, name = default_subvolume(window.device)
+    except MountfsError:
+        return "mounted by default was perhaps a subvolume; all of it is shown"
+    if identity == _BTRFS_TOP_LEVEL:
+        return ""
+    named = f" {name.decode('utf-8', 'replace')}" if name else ""
+    return f"mounted by default was the subvolume {identity}{named}; all of it is shown"
 
 
 def _f2fs(window: Window) -> FileSystemInfo | None:

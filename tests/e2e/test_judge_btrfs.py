@@ -24,6 +24,7 @@ import pytest
 from imageformat.device import MemoryDevice
 from imageformat.errors import MountfsError, VolumeError
 from imageformat.extent import ExtentKind
+from mountfs.disktree import DiskTree
 from mountfs.drivers import btrfs
 from mountfs.signatures import identify
 from mountfs.tree import FileSystemInfo, NodeKind, walk
@@ -583,11 +584,54 @@ def test_another_default_subvolume_is_told(tmp_path: Path) -> None:
             run("btrfs", "subvolume", "set-default", top / "main")
         made = judged(image, device)
     assert b"main/file" in made.truth
+    raw = image.read_bytes()
+    info = identify(MemoryDevice(raw))
+    assert info is not None
+    assert info.note == "mounted by default was the subvolume 256 main; all of it is shown"
+    root_tree = raw[65_536 + 0x50 : 65_536 + 0x58]
+    wrong = bytearray(raw)
+    for address, places in nodes(image).items():
+        if address[:8] == root_tree:
+            wrong[places[0] + 200] ^= 1
+    info = identify(MemoryDevice(bytes(wrong)))
+    assert info is not None
+    assert info.note == "mounted by default was perhaps a subvolume; all of it is shown"
+    with loop_device(image) as device, kernel_mount(device, "btrfs", read_only=False) as top:
+        run("btrfs", "subvolume", "set-default", "5", top)
     info = identify(MemoryDevice(image.read_bytes()))
     assert info is not None
-    assert "default" in info.note
+    assert info.note == ""
     with opened(image) as tree:
         assert differences(made.truth, seen(tree)) == []
+
+
+def test_a_changed_identity_is_followed(tmp_path: Path) -> None:
+    image = simple(tmp_path)
+    with opened(image) as tree:
+        expected = seen(tree)
+    run("btrfstune", "-M", "01234567-89ab-cdef-0123-456789abcdef", image)
+    info = identify(MemoryDevice(image.read_bytes()))
+    assert info is not None
+    assert info.uuid == "01234567-89ab-cdef-0123-456789abcdef"
+    with opened(image) as tree:
+        assert differences(expected, seen(tree)) == []
+
+
+def test_on_a_disk_every_inode_has_a_number_of_its_own(twice: Made) -> None:
+    disk = DiskTree(MemoryDevice(twice.image.read_bytes()), [btrfs.PLUGIN])
+    top = walk(disk, b"0-btrfs-Archive")
+    found: dict[tuple[int, int], int] = {}
+    pending = [(b"", top)]
+    while pending:
+        above, parent = pending.pop()
+        for node in disk.children(parent):
+            path = above + node.name
+            if path not in twice.names_only:
+                assert found.setdefault(twice.numbers[path], node.inode) == node.inode != 0
+            if node.kind is NodeKind.DIRECTORY:
+                pending.append((path + b"/", node))
+    assert len(set(found.values())) == len(found)
+    disk.close()
 
 
 @pytest.mark.parametrize(("bit", "name"), [(12, "zoned"), (13, "extent_tree_v2"), (40, "0x10000000000")])
