@@ -141,6 +141,31 @@ def test_every_node_of_a_sound_tree_matters(sound: tuple[bytes, list[int]]) -> N
     assert visit(open_bytes(content)) == 0
 
 
+@pytest.mark.parametrize(
+    ("place", "width", "complaint"),
+    [(48, 8, "another node"), (80, 8, "generation"), (100, 1, "level"), (32, 8, "another node")],
+)
+def test_a_node_of_another_time_or_place_is_refused(
+    sound: tuple[bytes, list[int]], place: int, width: int, complaint: str
+) -> None:
+    """With a right checksum, as a lost write leaves it; nodes that hold no names do not matter."""
+    content, nodes = sound
+    refused, complaints = 0, []
+    for number, at in enumerate(nodes):
+        if at in {SUPERBLOCK, 64 * MIB}:
+            continue
+        old = int.from_bytes(content[at + place : at + place + width], "little")
+        wrong = edited(content, nodes, [(number, place, width, old + 1)], mended=True)
+        try:
+            errors = visit(open_bytes(wrong))
+        except VolumeError as error:
+            complaints.append(str(error))
+        else:
+            refused += errors > 0
+    assert refused + len(complaints) >= 4
+    assert complaint == "level" or all(complaint in told for told in complaints)
+
+
 def lzo(*literals: bytes) -> bytes:
     """One segment of literal runs, as it lies in an extent."""
     runs = b"".join(_run(data) for data in literals) + b"\x11\0\0"
