@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from imageformat.errors import MountfsError
+from mountfs.drivers._btrfs_default import default_subvolume
 from mountfs.signatures.window import Signature, is_power_of_two
 from mountfs.tree import FileSystemInfo
 
@@ -23,6 +25,9 @@ _EXT3_RO_COMPAT = 0x01 | 0x02 | 0x04
 _EXT_RECOVER = 0x04
 _EXT_JOURNAL_DEVICE = 0x08
 _BTRFS = 65536
+_BTRFS_DEFAULT_SUBVOLUME = 0x2
+_BTRFS_TOP_LEVEL = 5
+_BTRFS_DIRTY = "dirty: the log tree was not replayed; what was written in the last seconds may be missing"
 _F2FS = 1024
 _EROFS = 1024
 _JFS = 32768
@@ -62,9 +67,26 @@ def _xfs(window: Window) -> FileSystemInfo | None:
 
 
 def _btrfs(window: Window) -> FileSystemInfo | None:
-    devices = window.number(_BTRFS + 0x88, "<Q")
-    note = f"one of {devices} devices" if devices > 1 else ""
-    return FileSystemInfo("btrfs", window.text(_BTRFS + 0x12B, 256), window.uuid(_BTRFS + 32), note)
+    devices, log_root, incompat = (window.number(_BTRFS + at, "<Q") for at in (0x88, 0x60, 0xBC))
+    notes = [f"one of {devices} devices"] if devices > 1 else []
+    if log_root:
+        notes.append(_BTRFS_DIRTY)
+    if incompat & _BTRFS_DEFAULT_SUBVOLUME:
+        notes.append(_btrfs_default(window))
+    label, uuid = window.text(_BTRFS + 0x12B, 256), window.uuid(_BTRFS + 32)
+    return FileSystemInfo("btrfs", label, uuid, "; ".join(filter(None, notes)))
+
+
+def _btrfs_default(window: Window) -> str:
+    """Say which subvolume the system mounts, where all of them are shown."""
+    try:
+        identity, name = default_subvolume(window.device)
+    except MountfsError:
+        return "mounted by default was perhaps a subvolume; all of it is shown"
+    if identity == _BTRFS_TOP_LEVEL:
+        return ""
+    named = f" {name.decode('utf-8', 'replace')}" if name else ""
+    return f"mounted by default was the subvolume {identity}{named}; all of it is shown"
 
 
 def _f2fs(window: Window) -> FileSystemInfo | None:

@@ -29,7 +29,8 @@ class Window:
     """Reads for the probes of one volume. One thread."""
 
     def __init__(self, device: BlockDevice) -> None:
-        self._device = device
+        self.device = device
+        """The volume, for a longer look; whoever takes it keeps to a bounded number of reads."""
         self._pages: dict[int, bytes] = {}
         self.size = device.size
         self.error: MountfsError | None = None
@@ -54,7 +55,7 @@ class Window:
 
     def _pread(self, offset: int, size: int) -> bytes:
         try:
-            return self._device.pread(offset, size)
+            return self.device.pread(offset, size)
         except MountfsError as error:
             self.error = self.error or error
             return b""

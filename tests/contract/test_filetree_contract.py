@@ -21,8 +21,10 @@ import pytest
 from imageformat.device import MemoryDevice
 from imageformat.errors import MountfsError
 from imageformat.extent import ExtentKind
-from mountfs.drivers import ext, fat, iso9660, tsk
+from mountfs.drivers import btrfs, ext, fat, iso9660, tsk
 from mountfs.tree import FileSystemInfo, NodeKind, walk
+from support.disks import MIB, make_btrfs
+from support.requirements import require_tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,8 +78,26 @@ def made_ext4(tmp: Path) -> FileTree:
     return ext.PLUGIN.open(MemoryDevice(image.read_bytes()), FileSystemInfo("ext4"))
 
 
+def made_btrfs(tmp: Path) -> FileTree:
+    """A fresh btrfs with holes, links and a large directory, made without root."""
+    require_tool("mkfs.btrfs")
+    source = tmp / "source"
+    (source / "many").mkdir(parents=True)
+    for number in range(500):
+        (source / "many" / f"file-{number}").write_bytes(b"%d" % number)
+    for number in range(6):
+        (source / f"random-{number}").write_bytes(random.Random(number).randbytes(300_000 + number))
+    with (source / "sparse").open("wb") as file:
+        file.truncate(9_000_001)
+    (source / "link").symlink_to("random-1")
+    os.link(source / "random-1", source / "hard")
+    image = make_btrfs(tmp / "btrfs.img", 40 * MIB, populate_from=source)
+    return btrfs.PLUGIN.open(MemoryDevice(image.read_bytes()), FileSystemInfo("btrfs"))
+
+
 MAKERS = {
     "ext4 made here": made_ext4,
+    "btrfs made here": made_btrfs,
     "ext4": stored(ext, "ext4", "ext4-ratarmount-10m"),
     "fat12": stored(fat, "fat12", "fat12-rust"),
     "fat32": stored(fat, "fat32", "fat-dfir-fat32-small"),
