@@ -35,7 +35,17 @@ def _iso9660(window: Window) -> FileSystemInfo | None:
     if joliet:
         label = _joliet_label(label, window.text(joliet + 40, 32, "utf-16-be"))
     uuid = _iso_time(window.at(primary + 830, 17)) or _iso_time(window.at(primary + 813, 17))
-    return FileSystemInfo("iso9660", label, uuid)
+    return FileSystemInfo("iso9660", label, uuid, _sessions_note(window, primary))
+
+
+def _sessions_note(window: Window, primary: int) -> str:
+    """Tell when another session follows: which is the last one, only the table of contents knew."""
+    end = window.number(primary + 80, "<I") * window.number(primary + 128, "<H")
+    for unit in (16, 32):
+        start = -(-end // (unit * 2048)) * unit * 2048
+        if end and window.has(start + _FIRST + 1, b"CD001"):
+            return f"a later session begins at byte {start}; the first one is shown"
+    return ""
 
 
 def _joliet_label(plain: str, joliet: str) -> str:
