@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 _FIRST = 32768
 _MAX_DESCRIPTORS = 64
 _JOLIET = frozenset({b"%/@", b"%/C", b"%/E"})
-_UDF_SECTORS = (512, 1024, 2048, 4096)
+_UDF_SECTORS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768)
+_UDF_STEPS = (2048, 4096, 8192, 16_384, 32_768)
 _LEADING_HEX = re.compile(r"[0-9A-Fa-f]*")
 
 
@@ -76,7 +77,7 @@ def _udf(window: Window) -> FileSystemInfo | None:
 
 def _is_udf(window: Window) -> bool:
     """Look for NSR in the volume recognition sequence, whose step is the sector but at least 2048."""
-    for step in (2048, 4096):
+    for step in _UDF_STEPS:
         for index in range(_MAX_DESCRIPTORS):
             name = window.at(_FIRST + index * step + 1, 5)
             if name in {b"NSR02", b"NSR03"}:

@@ -31,7 +31,7 @@ def fill(top: Path, *, block: int = 128 * _KIB, crowd: int = 700) -> None:
         file.truncate(3_000_123)
     (top / "crowd").mkdir()
     for number in range(crowd):
-        (top / "crowd" / f"entry number {number} of many").touch()
+        (top / "crowd" / f"{number} is the number of this entry").touch()
     for name in (b"new\nline", b"not utf-8 \xff\xfe", b"back\\slash", b"n" * 250, b" ", b"...", b"semi;1"):
         Path(os.fsdecode(os.fsencode(top) + b"/" + name)).write_bytes(name)
     _links(top)
@@ -42,7 +42,7 @@ def fill(top: Path, *, block: int = 128 * _KIB, crowd: int = 700) -> None:
 def _links(top: Path) -> None:
     os.link(top / "photo.jpg", top / "deep" / "the same photo")
     os.link(top / "hello.txt", top / "many" / "the same hello")
-    (top / "long link").symlink_to("l/" * 120 + "end")
+    (top / "long link").symlink_to("some folder/" * 25 + "end")
     (top / "dangling").symlink_to("../../nowhere/./x")
     (top / "absolute").symlink_to("/usr/bin/env")
 
