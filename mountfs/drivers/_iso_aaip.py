@@ -48,18 +48,17 @@ def attributes(found: Iterable[tuple[bytes, bytes]]) -> dict[str, bytes]:
 
 
 def _texts(found: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
-    """Join the components of all entries to names and values."""
-    text = b""
-    for signature, entry in found:
-        at = 5
-        while signature == b"AL" and at + 2 <= len(entry):
-            flags, length = entry[at], entry[at + 1]
-            text += entry[at + 2 : at + 2 + length]
-            at += 2 + length
-            if not flags & 1:
-                yield text
-                text = b""
-    if text:
+    """Join the components of all entries to names and values; an entry may end within one."""
+    raw = b"".join(entry[5:] for signature, entry in found if signature == b"AL")
+    text, at = b"", 0
+    while at + 2 <= len(raw):
+        flags, length = raw[at], raw[at + 1]
+        at += 2 + length
+        text += raw[at - length : at]
+        if not flags & 1:
+            yield text
+            text = b""
+    if text or at != len(raw):
         raise VolumeError("the attributes of a record are damaged: their end is missing")
 
 

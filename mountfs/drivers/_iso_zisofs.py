@@ -34,18 +34,11 @@ class Zisofs(NamedTuple):
     """Plain bytes."""
 
 
-class _Form(NamedTuple):
-    """One of the two versions of the file header."""
-
-    magic: bytes
-    layout: struct.Struct
-    pointers: str
-
-
-_FORMS = {
-    1: _Form(bytes.fromhex("37e45396c9dbd607"), struct.Struct("<IBB2x"), "I"),
-    2: _Form(bytes.fromhex("ef2255a1bc1b95a0"), struct.Struct("<xBB5xQ"), "Q"),
-}
+_MAGICS = {1: bytes.fromhex("37e45396c9dbd607"), 2: bytes.fromhex("ef2255a1bc1b95a0")}
+_POINTERS = {1: "I", 2: "Q"}
+_ZLIB = 1
+_HEADER = 24
+"""Bytes that both versions of the file header fit in."""
 
 
 def parse_zf(entry: bytes) -> Zisofs | str:
@@ -64,26 +57,32 @@ def open_zisofs(device: BlockDevice, runs: RunList, stored: int, zisofs: Zisofs,
     Raises:
         VolumeError: its header or its pointers are damaged, or contradict the ZF entry.
     """
-    form = _FORMS[zisofs.version]
     raw = RunContent(device, runs, stored)
-    fixed = len(form.magic) + form.layout.size
-    header = raw.read(0, fixed) if stored >= fixed else b""
-    if not header.startswith(form.magic) or zisofs.block_log not in _LOGS:
-        raise VolumeError("a file compressed by zisofs is damaged: its header")
-    said = form.layout.unpack_from(header, len(form.magic))
-    size, header_size, block_log = said if zisofs.version == 1 else (said[2], said[0], said[1])
-    if (size, header_size * 4, block_log) != (zisofs.size, zisofs.header_size, zisofs.block_log):
-        raise VolumeError("a file compressed by zisofs is damaged: header and directory contradict each other")
+    header = raw.read(0, min(_HEADER, stored))
+    if _said(header.ljust(_HEADER, b"\0"), zisofs.version) != zisofs or zisofs.block_log not in _LOGS:
+        raise VolumeError("a file compressed by zisofs is damaged: its header, or what the directory says of it")
+    size, block_log = zisofs.size, zisofs.block_log
     block_size = 1 << block_log
     check_block_count(size, block_size)
     count = -(-size // block_size) + 1
-    pointers = array(form.pointers)
+    pointers = array(_POINTERS[zisofs.version])
     if zisofs.header_size + count * pointers.itemsize > stored:
         raise VolumeError("a file compressed by zisofs is damaged: its pointers are cut off")
     pointers.frombytes(raw.read(zisofs.header_size, count * pointers.itemsize))
     if sys.byteorder == "big":
         pointers.byteswap()
     return PackedContent(_Blocks(raw, runs, pointers, block_size, cache), size, block_size)
+
+
+def _said(header: bytes, version: int) -> Zisofs | None:
+    """Return what the header in the file says; None when it is none."""
+    if not header.startswith(_MAGICS[version]):
+        return None
+    if version == 1:
+        size, header_size, block_log = struct.unpack_from("<IBB", header, 8)
+        return Zisofs(1, header_size * 4, block_log, size)
+    header_size, algorithm, block_log, size = struct.unpack_from("<xBBBQ", header, 8)
+    return Zisofs(2, header_size * 4, block_log, size) if algorithm == _ZLIB else None
 
 
 class _Blocks:

@@ -21,7 +21,7 @@ import pytest
 from imageformat.device import MemoryDevice
 from imageformat.errors import MountfsError
 from imageformat.extent import ExtentKind
-from mountfs.drivers import ext, fat, iso9660, tsk
+from mountfs.drivers import ext, fat, iso9660, squashfs, tsk, udf
 from mountfs.tree import FileSystemInfo, NodeKind, walk
 
 if TYPE_CHECKING:
@@ -76,6 +76,27 @@ def made_ext4(tmp: Path) -> FileTree:
     return ext.PLUGIN.open(MemoryDevice(image.read_bytes()), FileSystemInfo("ext4"))
 
 
+def packed(driver: ModuleType, fs_type: str, *command: str, swapped: bool = False) -> Callable[[Path], FileTree]:
+    """A maker that has a program pack a folder; ``swapped``: it takes the folder before the image."""
+
+    def make(tmp: Path) -> FileTree:
+        if shutil.which(command[0]) is None:
+            missing(command[0])
+        source, image = tmp / "source", tmp / "image"
+        (source / "many").mkdir(parents=True)
+        for number in range(60):
+            (source / "many" / f"{number}-file").write_bytes(b"some text %d, " % number * (number * 50))
+        for number in range(4):
+            (source / f"{number}-random").write_bytes(random.Random(number).randbytes(300_000 + number))
+        (source / "zeros").write_bytes(bytes(700_000))
+        (source / "link").symlink_to("1-random")
+        os.link(source / "1-random", source / "hard")
+        subprocess.run([*command, *((source, image) if swapped else (image, source))], check=True, capture_output=True)
+        return driver.PLUGIN.open(MemoryDevice(image.read_bytes()), FileSystemInfo(fs_type))
+
+    return make
+
+
 MAKERS = {
     "ext4 made here": made_ext4,
     "ext4": stored(ext, "ext4", "ext4-ratarmount-10m"),
@@ -83,6 +104,10 @@ MAKERS = {
     "fat32": stored(fat, "fat32", "fat-dfir-fat32-small"),
     "exfat": stored(fat, "exfat", "exfat-goexfat"),
     "iso9660": stored(iso9660, "iso9660", "iso-dfvfs"),
+    "iso9660 made here": packed(iso9660, "iso9660", "genisoimage", "-R", "-o"),
+    "udf made here": packed(udf, "udf", "genisoimage", "-udf", "-o"),
+    "squashfs": packed(squashfs, "squashfs", "mksquashfs", swapped=True),
+    "squashfs of lz4": packed(squashfs, "squashfs", "sh", "-c", 'mksquashfs "$1" "$0" -comp lz4 -b 8K'),
     "ntfs": stored(tsk, "ntfs", "ntfs-colinfinck"),
     "hfs+": stored(tsk, "hfs+", "hfsp-dfvfs"),
 }

@@ -36,7 +36,9 @@ def fill(top: Path, *, block: int = 128 * _KIB, crowd: int = 700) -> None:
         Path(os.fsdecode(os.fsencode(top) + b"/" + name)).write_bytes(name)
     _links(top)
     _special(top)
-    _times(top)
+    os.utime(top / "hello.txt", (1_234_567_890, 987_654_321))
+    os.utime(top / "empty", (0, 1))
+    whole_seconds(top)
 
 
 def _links(top: Path) -> None:
@@ -71,9 +73,8 @@ def attributes(top: Path) -> None:
     os.setxattr(top / "many", "trusted.folder", b"\0\1\2")
 
 
-def _times(top: Path) -> None:
-    os.utime(top / "hello.txt", (1_234_567_890, 987_654_321))
-    os.utime(top / "empty", (0, 1))
+def whole_seconds(top: Path) -> None:
+    """Cut the times of all entries to what packed file systems keep."""
     for folder, _, names in os.walk(os.fsencode(top), topdown=False):
         for path in [os.path.join(folder, name) for name in names] + [folder]:  # noqa: PTH118
             seconds = int(os.lstat(path).st_mtime)
