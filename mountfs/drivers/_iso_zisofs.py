@@ -12,7 +12,7 @@ from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import VolumeError
-from mountfs.drivers._content import RunContent
+from mountfs.drivers._content import MAX_FILE_SIZE, RunContent
 from mountfs.drivers._decoders import inflate
 from mountfs.drivers._packed import PackedContent, check_block_count
 
@@ -47,11 +47,14 @@ def parse_zf(entry: bytes) -> Zisofs | str:
     if algorithm == b"pz":
         return Zisofs(1, header_size, block_log, struct.unpack_from("<I", entry, 8)[0])
     if algorithm == b"PZ":
-        return Zisofs(2, header_size, block_log, struct.unpack_from("<Q", entry, 8)[0])
+        (size,) = struct.unpack_from("<Q", entry, 8)
+        return Zisofs(2, header_size, block_log, size) if size <= MAX_FILE_SIZE else "claims too many bytes"
     return f"is compressed by {algorithm!r}, which is not supported"
 
 
-def open_zisofs(device: BlockDevice, runs: RunList, stored: int, zisofs: Zisofs, cache: PlainBlocks) -> Content:
+def open_zisofs(
+    device: BlockDevice, runs: RunList, stored: int, zisofs: Zisofs, cache: PlainBlocks
+) -> Content:
     """Open a compressed file whose ``stored`` bytes lie in ``runs``.
 
     Raises:
@@ -60,7 +63,9 @@ def open_zisofs(device: BlockDevice, runs: RunList, stored: int, zisofs: Zisofs,
     raw = RunContent(device, runs, stored)
     header = raw.read(0, min(_HEADER, stored))
     if _said(header.ljust(_HEADER, b"\0"), zisofs.version) != zisofs or zisofs.block_log not in _LOGS:
-        raise VolumeError("a file compressed by zisofs is damaged: its header, or what the directory says of it")
+        raise VolumeError(
+            "a file compressed by zisofs is damaged: its header, or what the directory says of it"
+        )
     size, block_log = zisofs.size, zisofs.block_log
     block_size = 1 << block_log
     check_block_count(size, block_size)
@@ -107,7 +112,9 @@ class _Blocks:
         """See `StoredBlocks.plain`."""
         start, length = self._bounds(index)
         place, _ = self.place(index)
-        return self._cache.get_or_make(place, lambda: inflate(self._raw.read(start, length), self._block_size))
+        return self._cache.get_or_make(
+            place, lambda: inflate(self._raw.read(start, length), self._block_size)
+        )
 
     def _bounds(self, index: int) -> tuple[int, int]:
         start, end = self._pointers[index], self._pointers[index + 1]

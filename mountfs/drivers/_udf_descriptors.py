@@ -11,6 +11,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import UnsupportedVolumeError, VolumeError
+from mountfs.drivers._content import MAX_FILE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,8 +170,12 @@ def parse_entry(raw: bytes, place: Place) -> Entry:
         raise VolumeError(f"block {place.block} is no file entry but a descriptor of kind {kind}")
     strategy, file_kind, flags = struct.unpack_from("<H5xB6xH", raw, 20)
     if strategy != _STRATEGY:
-        raise UnsupportedVolumeError(f"file entries by strategy {strategy} (write-once media) are not supported")
+        raise UnsupportedVolumeError(
+            f"file entries by strategy {strategy} (write-once media) are not supported"
+        )
     uid, gid, permissions, links, size = struct.unpack_from("<IIIH6xQ", raw, 36)
+    if size > MAX_FILE_SIZE:
+        raise VolumeError(f"the file entry at block {place.block} is damaged: a file of {size} bytes")
     streams, birth = None, 0
     if kind == EXTENDED_ENTRY:
         atime, mtime, birth, ctime = (timestamp(raw, at) for at in (80, 92, 104, 116))
@@ -266,11 +271,18 @@ def link_target(raw: bytes) -> bytes:
 def timestamp(raw: bytes, at: int) -> int:
     """Decode a time (ECMA-167 1/7.3) to nanoseconds; 0 when it makes no sense."""
     zone, year, month, day, hour, minute, second, *small = struct.unpack_from("<HhBBBBBBBB", raw, at)
-    if not (year > 0 and 1 <= month <= 12 and 1 <= day <= 31 and hour < 24 and minute < 60 and second <= 60):
+    if not (
+        0 < year < 10_000
+        and 1 <= month <= 12
+        and 1 <= day <= 31
+        and hour < 24
+        and minute < 60
+        and second <= 60
+    ):
         return 0
     minutes = (zone & 0xFFF) - ((zone & 0x800) << 1)
     if zone >> 12 != 1 or minutes == _NO_ZONE:
         minutes = 0
     seconds = calendar.timegm((year, month, day, hour, minute, second)) - minutes * 60
     micros = small[0] * 10_000 + small[1] * 100 + small[2]
-    return (seconds * 1_000_000 + micros) * 1000
+    return int(seconds * 1_000_000 + micros) * 1000

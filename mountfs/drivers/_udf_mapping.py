@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from imageformat.errors import VolumeError
 from mountfs.drivers import _udf_descriptors as udf
-from mountfs.drivers._content import MAX_FILE_SIZE, BytesContent, RunContent, RunList
+from mountfs.drivers._content import BytesContent, RunContent, RunList
 from mountfs.drivers._tree import ChunkReader
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class Files:
     def block(self, place: udf.Place) -> bytes:
         """Read one logical block."""
         parts = [
-            self._chunks.read(offset, length, "a descriptor") for offset, length in self._pieces(place, self._block_size)
+            self._chunks.read(offset, length, "a descriptor")
+            for offset, length in self._pieces(place, self._block_size)
         ]
         return b"".join(parts)
 
@@ -70,8 +71,8 @@ class Files:
         Raises:
             VolumeError: the allocation is damaged, or ends before the file.
         """
-        if entry.size > MAX_FILE_SIZE or entry.form > udf.EXTENDED:
-            raise VolumeError(f"a file is damaged: {entry.size} bytes, allocation of form {entry.form}")
+        if entry.form > udf.EXTENDED:
+            raise VolumeError(f"a file is damaged: its allocation is of form {entry.form}")
         runs, position = RunList(), 0
         for extent in self._extents(entry):
             if position >= entry.size:

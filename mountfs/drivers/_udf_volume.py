@@ -99,7 +99,9 @@ def _read_sequence(device: BlockDevice, anchor: bytes, block_size: int) -> _Sequ
     raise problem or VolumeError("no UDF volume descriptors")
 
 
-def _descriptors(device: BlockDevice, length: int, block: int, block_size: int) -> Iterator[tuple[int, bytes]]:
+def _descriptors(
+    device: BlockDevice, length: int, block: int, block_size: int
+) -> Iterator[tuple[int, bytes]]:
     for _ in range(_MAX_POINTERS):
         following: tuple[int, int] | None = None
         for number in range(block, block + min(length // block_size, _MAX_SEQUENCE)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import stat
 import struct
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import VolumeError
@@ -50,11 +51,13 @@ _KINDS = {
 }
 
 
-class IsoKey(NamedTuple):
-    """All that is needed to read a node again."""
+@dataclass(frozen=True, slots=True)
+class IsoKey:
+    """All that is needed to read a node again; equal for hard links of one file."""
 
-    position: int
-    """Of its first record on the volume."""
+    position: int = field(compare=False)
+    """Of a record of it on the volume."""
+    number: int
     extents: tuple[tuple[int, int], ...]
     """Byte offset and length of each part of its content."""
     target: bytes
@@ -258,11 +261,13 @@ class IsoVolume:
             p.interleaved for p in parts
         )
         shared = kind is NodeKind.FILE and extra.links > 1 and size > 0
+        number = first.start if shared or is_directory else first.position
         return Node(
             name=name,
             kind=kind,
             key=IsoKey(
                 first.position,
+                number,
                 tuple((p.start, p.size) for p in parts),
                 extra.target,
                 refusal,
@@ -273,7 +278,7 @@ class IsoVolume:
             uid=extra.uid,
             gid=extra.gid,
             links=extra.links,
-            inode=first.start if shared or is_directory else first.position,
+            inode=number,
             atime_ns=extra.times.get("atime", first.time_ns),
             mtime_ns=extra.times.get("mtime", first.time_ns),
             ctime_ns=extra.times.get("ctime", first.time_ns),

@@ -212,6 +212,4 @@ def open_squashfs(device: BlockDevice, info: FileSystemInfo) -> FileTree:
     return tree
 
 
-PLUGIN = FileSystemDriver(
-    name="squashfs", types=frozenset({"squashfs", "squashfs3"}), open=open_squashfs
-)
+PLUGIN = FileSystemDriver(name="squashfs", types=frozenset({"squashfs", "squashfs3"}), open=open_squashfs)

@@ -76,7 +76,9 @@ def made_ext4(tmp: Path) -> FileTree:
     return ext.PLUGIN.open(MemoryDevice(image.read_bytes()), FileSystemInfo("ext4"))
 
 
-def packed(driver: ModuleType, fs_type: str, *command: str, swapped: bool = False) -> Callable[[Path], FileTree]:
+def packed(
+    driver: ModuleType, fs_type: str, *command: str, swapped: bool = False
+) -> Callable[[Path], FileTree]:
     """A maker that has a program pack a folder; ``swapped``: it takes the folder before the image."""
 
     def make(tmp: Path) -> FileTree:
@@ -91,7 +93,9 @@ def packed(driver: ModuleType, fs_type: str, *command: str, swapped: bool = Fals
         (source / "zeros").write_bytes(bytes(700_000))
         (source / "link").symlink_to("1-random")
         os.link(source / "1-random", source / "hard")
-        subprocess.run([*command, *((source, image) if swapped else (image, source))], check=True, capture_output=True)
+        subprocess.run(
+            [*command, *((source, image) if swapped else (image, source))], check=True, capture_output=True
+        )
         return driver.PLUGIN.open(MemoryDevice(image.read_bytes()), FileSystemInfo(fs_type))
 
     return make

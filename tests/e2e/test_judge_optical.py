@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 import shutil
@@ -29,7 +30,8 @@ pytestmark = pytest.mark.root
 
 UNKEPT = ("atime_ns", "ctime_ns")
 ACL = bytes.fromhex(
-    "02000000 01000600ffffffff 02000700e8030000 04000400ffffffff 0800040005000000 10000700ffffffff 20000400ffffffff"
+    "02000000 01000600ffffffff 02000700e8030000 04000400ffffffff"
+    "0800040005000000 10000700ffffffff 20000400ffffffff"
 )
 DEFAULT = bytes.fromhex(
     "02000000 01000700ffffffff 02000500e8030000 04000500ffffffff 10000500ffffffff 20000500ffffffff"
@@ -230,7 +232,7 @@ def test_a_damaged_block_of_zisofs_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match="damaged"):
         hurt.read(node, 7 * 32_768, 100)
     assert hurt.read(node, 8 * 32_768, node.size) == truth[8 * 32_768 :]
-    head = offset - list(tree.placements(node))[0][0]
+    head = offset - next(tree.placements(node))[0]
     assert head > 0
     start = image.read_bytes().find(bytes.fromhex("37e45396c9dbd607"))
     for at in (0, 8, 12, 13, 16):
@@ -333,8 +335,6 @@ def test_a_file_of_more_than_4_gib_is_one_file(tmp_path: Path) -> None:
 
 
 def open_sparse(path: Path) -> FileTree:
-    import mmap
-
     with path.open("rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return iso9660.PLUGIN.open(MemoryDevice(content), None)

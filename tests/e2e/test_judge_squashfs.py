@@ -120,7 +120,7 @@ def test_a_damaged_block_is_an_error_and_the_others_are_right(
     for at in range(length // 4, length // 4 * 3):
         damage(image, offset + at, mask=0xFF)
     hurt = open_image(squashfs, image)
-    with pytest.raises(VolumeError, match="damaged|bytes instead"):
+    with pytest.raises(VolumeError, match=r"damaged|bytes instead"):
         hurt.read(node, 3 * 16_384 + 5, 10)
     assert hurt.read(node, 0, 3 * 16_384) == truth[: 3 * 16_384]
     assert hurt.read(node, 4 * 16_384, node.size) == truth[4 * 16_384 :]

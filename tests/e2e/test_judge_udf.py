@@ -49,7 +49,9 @@ def mkudffs(image: Path, *options: str) -> Path:
     image.write_bytes(b"")
     os.truncate(image, 48 << 20)
     named = ("--utf8", "--label=Label ü 中", f"--fullvsid={SET}")
-    said = dict(line.split("=", 1) for line in run("mkudffs", *named, *options, image).splitlines() if "=" in line)
+    said = dict(
+        line.split("=", 1) for line in run("mkudffs", *named, *options, image).splitlines() if "=" in line
+    )
     if "vatblock" in said:
         os.truncate(image, (int(said["vatblock"]) + 1) * int(said["blocksize"]))
     return image
@@ -58,7 +60,9 @@ def mkudffs(image: Path, *options: str) -> Path:
 def fill(image: Path, source: Path, block_size: str) -> None:
     """Have udfclient write a folder into a volume."""
     commands = f'cd "{SET}:Label:Label:LinuxUDF"\nlcd {source}\n'
-    commands += "".join(f"put {name}\n" for name in sorted(os.listdir(source))) + "sync\nquit\n"
+    commands += (
+        "".join(f"put {name}\n" for name in sorted(path.name for path in source.iterdir())) + "sync\nquit\n"
+    )
     run("udfclient", "-W", "-b", block_size, image, stdin=commands.encode())
 
 
@@ -101,7 +105,9 @@ def check_by_seven_zip(image: Path, target: Path, found: dict) -> None:
     run("7zz", "x", "-y", "-bd", "-snld", f"-o{target}", image)
     top = target
     judged = {
-        path: (entry["size"], entry["sha256"]) for path, entry in read_entries(top).items() if entry["kind"] == "file"
+        path: (entry["size"], entry["sha256"])
+        for path, entry in read_entries(top).items()
+        if entry["kind"] == "file"
     }
     ours = {
         path: (entry["size"], entry["sha256"]) for path, entry in found.items() if entry["kind"] == "file"

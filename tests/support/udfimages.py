@@ -188,7 +188,10 @@ class Image:
             body = struct.pack("<IBxxxIIII", 12, 1, 24, 0, *file.device)
             attributes = tagged(262, number, struct.pack("<II", 0xFFFF_FFFF, 0xFFFF_FFFF) + body)
         form, allocation = self._allocate(file, content, 216 + len(attributes))
-        self._put_meta(number, entry(file, number, len(content) + BLOCK * file.hole, form, allocation, attributes, streams))
+        self._put_meta(
+            number,
+            entry(file, number, len(content) + BLOCK * file.hole, form, allocation, attributes, streams),
+        )
 
     def _directory(self, file: File, number: int, parent: int) -> bytes:
         raw = identifier(number, "", parent, self._meta, 0b1010)
@@ -233,7 +236,11 @@ class Image:
             for block, kind in ((0, METADATA_FILE), (1, METADATA_FILE + 1)):
                 self.put(block, entry(File(kind=kind), block, length, 0, allocation))
         if self.layout == "virtual":
-            header = struct.pack("<HH", 152, 0) + dstring("label", 128) + struct.pack("<IIIHHHH", 0xFFFF_FFFF, 1, 1, 0x201, 0x201, 0x201, 0)
+            header = (
+                struct.pack("<HH", 152, 0)
+                + dstring("label", 128)
+                + struct.pack("<IIIHHHH", 0xFFFF_FFFF, 1, 1, 0x201, 0x201, 0x201, 0)
+            )
             table = header + struct.pack(f"<{len(self._table)}I", *self._table)
             block = self._take_data()
             self.put(block, entry(File(kind=248), block, len(table), 3, table))
@@ -258,7 +265,9 @@ def entry(
 ) -> bytes:
     icb = struct.pack("<IHHHBB6xH", 0, 4, 0, 1, 0, file.kind, form | file.flags)
     body = icb + struct.pack("<IIIHBBI", file.uid, file.gid, file.permissions, 1, 0, 0, 0)
-    body += struct.pack("<QQQ", size, size, -(-len(allocation) // BLOCK)) + STAMP * 4 + struct.pack("<II", 1, 0)
+    body += (
+        struct.pack("<QQQ", size, size, -(-len(allocation) // BLOCK)) + STAMP * 4 + struct.pack("<II", 1, 0)
+    )
     body += bytes(16) + streams + regid(b"*mountfs") + struct.pack("<Q", 16 + number)
     body += struct.pack("<II", len(attributes), len(allocation)) + attributes + allocation
     return tagged(266, number, body)
