@@ -21,7 +21,7 @@ import pytest
 from imageformat.device import MemoryDevice
 from imageformat.errors import MountfsError
 from imageformat.extent import ExtentKind
-from mountfs.drivers import ext, fat, iso9660, squashfs, tsk, udf
+from mountfs.drivers import erofs, ext, fat, iso9660, squashfs, tsk, udf
 from mountfs.tree import FileSystemInfo, NodeKind, walk
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ MAKERS = {
     "udf made here": packed(udf, "udf", "genisoimage", "-udf", "-o"),
     "squashfs": packed(squashfs, "squashfs", "mksquashfs", swapped=True),
     "squashfs of lz4": packed(squashfs, "squashfs", "sh", "-c", 'mksquashfs "$1" "$0" -comp lz4 -b 8K'),
+    "erofs": packed(erofs, "erofs", "mkfs.erofs", "-zlz4", "-Eztailpacking"),
+    "erofs in chunks": packed(erofs, "erofs", "mkfs.erofs", "--chunksize=8192"),
     "ntfs": stored(tsk, "ntfs", "ntfs-colinfinck"),
     "hfs+": stored(tsk, "hfs+", "hfsp-dfvfs"),
 }

@@ -21,7 +21,7 @@ from support import everything
 from support.content import damage, make_tree, mixture, noise, text
 from support.entries import Entries, differences, read_entries
 from support.requirements import require_root, require_tool, run
-from support.trees import open_image, tree_entries
+from support.trees import check_by_blkid, open_image, tree_entries
 
 if TYPE_CHECKING:
     from mountfs.tree import FileTree
@@ -147,6 +147,23 @@ def test_what_genisoimage_wrote(way: str, source: Path, tmp_path: Path) -> None:
     judged.pop(b"rr_moved", None)
     assert differences(comparable(judged), comparable(found), ignoring=UNKEPT) == []
     shutil.rmtree(tmp_path)
+
+
+LABELS = {
+    "plain": ("-V", "SOME_LABEL"),
+    "joliet": ("-J", "-V", "Ünïcode label"),
+    "long-joliet": ("-J", "-R", "-V", "a label of more than 16 letters"),
+    "unnamed": ("-R",),
+    "bridge": ("-udf", "-V", "bridge"),
+}
+
+
+@pytest.mark.parametrize("way", LABELS)
+def test_label_and_uuid(way: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    make_tree(tmp_path / "folder", symlinks=False)
+    image = genisoimage(tmp_path / "folder", tmp_path / "image", *LABELS[way], charset="utf-8")
+    check_by_blkid(image, "udf" if way == "bridge" else "iso9660")
 
 
 @pytest.mark.parametrize("way", XORRISO)

@@ -19,7 +19,7 @@ from support.content import damage, noise
 from support.entries import Entries, differences, read_entries
 from support.kernel import kernel_mount, loop_device
 from support.requirements import REPOSITORY, require_root, require_tool, run
-from support.trees import open_image, tree_entries
+from support.trees import check_by_blkid, open_image, tree_entries
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,6 +82,7 @@ def extracted(image: Path, target: Path) -> Entries:
 def test_a_volume_holds_what_unsquashfs_and_the_kernel_find(way: str, source: Path, tmp_path: Path) -> None:
     image = pack(source, tmp_path / "image", *WAYS[way])
     found = tree_entries(open_image(squashfs, image))
+    check_by_blkid(image, "squashfs")
     truth = extracted(image, tmp_path / "extracted")
     assert len(truth) > 700
     assert differences(truth, found, ignoring=UNKEPT) == []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from imageformat.device import MemoryDevice
 from mountfs.signatures import identify
 from mountfs.tree import NodeKind
+from support.requirements import run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +27,18 @@ def open_image(driver: ModuleType, path: Path) -> FileTree:
     assert info is not None
     assert info.type in driver.PLUGIN.types
     return driver.PLUGIN.open(device, info)
+
+
+def check_by_blkid(path: Path, kind: str) -> None:
+    """Compare what we say of a volume with what blkid says of it."""
+    info = identify(MemoryDevice(path.read_bytes()))
+    assert info is not None
+    said = {
+        key: run("sh", "-c", 'blkid -p -o value -s "$0" "$1" || true', key, path).removesuffix("\n")
+        for key in ("TYPE", "LABEL", "UUID")
+    }
+    assert said == {"TYPE": kind, "LABEL": info.label, "UUID": info.uuid}
+    assert info.type == kind
 
 
 def tree_entries(tree: FileTree) -> Entries:
