@@ -51,8 +51,9 @@ def _sessions_note(window: Window, primary: int) -> str:
 
 def _joliet_label(plain: str, joliet: str) -> str:
     """Return the Joliet label, with what its 16 letters cut off when the plain label is the same text."""
-    same = len(joliet) == 16 and all(ours in {wide, "_"} for ours, wide in zip(plain, joliet, strict=False))
-    return joliet + plain[16:] if same else joliet
+    whole = joliet.ljust(16)
+    same = all(ours in {wide, "_"} for ours, wide in zip(plain, whole, strict=False))
+    return (whole + plain[16:]).rstrip() if same else joliet
 
 
 def _iso_time(raw: bytes) -> str:
