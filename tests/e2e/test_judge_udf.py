@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,30 @@ def test_what_udfclient_wrote(media: str, tmp_path: Path) -> None:
     assert differences(read_entries(source), found, ignoring=ignored) == []
     if media in {"hd-1.02", "hd-2.01"}:  # 7-Zip knows neither sparable partitions nor blocks of 1 KiB
         check_by_seven_zip(image, tmp_path / "extracted", found)
+
+
+def test_a_packet_that_wore_out_is_read_where_it_lies_now(tmp_path: Path) -> None:
+    require_tool("mkudffs", "udfclient")
+    source, image = tmp_path / "source", tmp_path / "image"
+    source.mkdir()
+    (source / "noise").write_bytes(noise(1, 300_000))
+    fill(mkudffs(image, "--label=Label", "--media-type=cdrw"), source, "2048")
+    raw = bytearray(image.read_bytes())
+    packet = 32 * 2048
+    partition = 2048 * struct.unpack_from("<I", raw, raw.find(b"+NSR0", 96 * 2048) - 25 + 188)[0]
+    worn = (raw.find(noise(1, 300_000)[:2048]) - partition) // packet * packet
+    tables = [at for at in range(0, len(raw), 2048) if raw[at + 17 : at + 35] == b"*UDF Sparing Table"]
+    assert len(tables) >= 2
+    spare = 2048 * struct.unpack_from("<I", raw, tables[0] + 60)[0]
+    raw[spare : spare + packet] = raw[partition + worn : partition + worn + packet]
+    raw[partition + worn : partition + worn + packet] = b"\xee" * packet
+    for at in tables:
+        struct.pack_into("<I", raw, at + 56, worn // 2048)
+        length = struct.unpack_from("<H", raw, at + 10)[0]
+        block = udfimages.tagged(0, at // 2048, bytes(raw[at + 16 : at + 16 + length]))
+        raw[at : at + len(block)] = block
+    tree = udf.PLUGIN.open(MemoryDevice(bytes(raw)), FileSystemInfo("udf"))
+    assert tree.read(walk(tree, b"noise"), 0, 300_000) == noise(1, 300_000)
 
 
 def check_by_seven_zip(image: Path, target: Path, found: dict) -> None:
