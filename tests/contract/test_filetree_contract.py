@@ -76,10 +76,8 @@ def made_ext4(tmp: Path) -> FileTree:
     return ext.PLUGIN.open(MemoryDevice(image.read_bytes()), FileSystemInfo("ext4"))
 
 
-def packed(
-    driver: ModuleType, fs_type: str, *command: str, swapped: bool = False
-) -> Callable[[Path], FileTree]:
-    """A maker that has a program pack a folder; ``swapped``: it takes the folder before the image."""
+def packed(driver: ModuleType, fs_type: str, *command: str) -> Callable[[Path], FileTree]:
+    """A maker that has a program pack a folder; SOURCE and IMAGE stand for the paths."""
 
     def make(tmp: Path) -> FileTree:
         if shutil.which(command[0]) is None:
@@ -93,9 +91,8 @@ def packed(
         (source / "zeros").write_bytes(bytes(700_000))
         (source / "link").symlink_to("1-random")
         os.link(source / "1-random", source / "hard")
-        subprocess.run(
-            [*command, *((source, image) if swapped else (image, source))], check=True, capture_output=True
-        )
+        paths = {"SOURCE": source, "IMAGE": image}
+        subprocess.run([paths.get(word, word) for word in command], check=True, capture_output=True)
         return driver.PLUGIN.open(MemoryDevice(image.read_bytes()), FileSystemInfo(fs_type))
 
     return make
@@ -108,12 +105,14 @@ MAKERS = {
     "fat32": stored(fat, "fat32", "fat-dfir-fat32-small"),
     "exfat": stored(fat, "exfat", "exfat-goexfat"),
     "iso9660": stored(iso9660, "iso9660", "iso-dfvfs"),
-    "iso9660 made here": packed(iso9660, "iso9660", "genisoimage", "-R", "-o"),
-    "udf made here": packed(udf, "udf", "genisoimage", "-udf", "-o"),
-    "squashfs": packed(squashfs, "squashfs", "mksquashfs", swapped=True),
-    "squashfs of lz4": packed(squashfs, "squashfs", "sh", "-c", 'mksquashfs "$1" "$0" -comp lz4 -b 8K'),
-    "erofs": packed(erofs, "erofs", "mkfs.erofs", "-zlz4", "-Eztailpacking"),
-    "erofs in chunks": packed(erofs, "erofs", "mkfs.erofs", "--chunksize=8192"),
+    "iso9660 made here": packed(iso9660, "iso9660", "genisoimage", "-R", "-o", "IMAGE", "SOURCE"),
+    "udf made here": packed(udf, "udf", "genisoimage", "-udf", "-o", "IMAGE", "SOURCE"),
+    "squashfs": packed(squashfs, "squashfs", "mksquashfs", "SOURCE", "IMAGE"),
+    "squashfs of lz4": packed(
+        squashfs, "squashfs", "mksquashfs", "SOURCE", "IMAGE", "-comp", "lz4", "-b", "8K"
+    ),
+    "erofs": packed(erofs, "erofs", "mkfs.erofs", "-zlz4", "-Eztailpacking", "IMAGE", "SOURCE"),
+    "erofs in chunks": packed(erofs, "erofs", "mkfs.erofs", "--chunksize=8192", "IMAGE", "SOURCE"),
     "ntfs": stored(tsk, "ntfs", "ntfs-colinfinck"),
     "hfs+": stored(tsk, "hfs+", "hfsp-dfvfs"),
 }
