@@ -349,6 +349,7 @@ def test_a_file_of_more_than_4_gib_is_one_file(tmp_path: Path) -> None:
     assert (large.size, large.links) == (5 * 2**30, 1)
     for at in places:
         assert tree.read(large, at, 9) == noise(at, 9)
+    image.unlink()
 
 
 def open_sparse(path: Path) -> FileTree:
