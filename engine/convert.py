@@ -1,8 +1,8 @@
 """Turning any readable image into one of another format.
 
-Into our own format a whole set is converted, point by point, each with its time; a point that is there already
-is not made again, so that an interrupted conversion goes on. Into another tool's format goes one disk of one
-point, into a file that appears when it is whole.
+Into our own format a whole set is converted, point by point, each with its time; a point that is there
+already is not made again, so that an interrupted conversion goes on. Into another tool's format goes one disk
+of one point, into a file that appears when it is whole.
 """
 
 from __future__ import annotations

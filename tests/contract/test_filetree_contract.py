@@ -21,7 +21,7 @@ import pytest
 from imageformat.device import MemoryDevice
 from imageformat.errors import MountfsError
 from imageformat.extent import ExtentKind
-from mountfs.drivers import btrfs, ext, fat, iso9660, tsk
+from mountfs.drivers import btrfs, erofs, ext, fat, iso9660, squashfs, tsk, udf
 from mountfs.tree import FileSystemInfo, NodeKind, walk
 from support.disks import MIB, make_btrfs
 from support.requirements import require_tool
@@ -95,6 +95,28 @@ def made_btrfs(tmp: Path) -> FileTree:
     return btrfs.PLUGIN.open(MemoryDevice(image.read_bytes()), FileSystemInfo("btrfs"))
 
 
+def packed(driver: ModuleType, fs_type: str, *command: str) -> Callable[[Path], FileTree]:
+    """A maker that has a program pack a folder; SOURCE and IMAGE stand for the paths."""
+
+    def make(tmp: Path) -> FileTree:
+        if shutil.which(command[0]) is None:
+            missing(command[0])
+        source, image = tmp / "source", tmp / "image"
+        (source / "many").mkdir(parents=True)
+        for number in range(60):
+            (source / "many" / f"{number}-file").write_bytes(b"some text %d, " % number * (number * 50))
+        for number in range(4):
+            (source / f"{number}-random").write_bytes(random.Random(number).randbytes(300_000 + number))
+        (source / "zeros").write_bytes(bytes(700_000))
+        (source / "link").symlink_to("1-random")
+        os.link(source / "1-random", source / "hard")
+        paths = {"SOURCE": source, "IMAGE": image}
+        subprocess.run([paths.get(word, word) for word in command], check=True, capture_output=True)
+        return driver.PLUGIN.open(MemoryDevice(image.read_bytes()), FileSystemInfo(fs_type))
+
+    return make
+
+
 MAKERS = {
     "ext4 made here": made_ext4,
     "btrfs made here": made_btrfs,
@@ -103,6 +125,14 @@ MAKERS = {
     "fat32": stored(fat, "fat32", "fat-dfir-fat32-small"),
     "exfat": stored(fat, "exfat", "exfat-goexfat"),
     "iso9660": stored(iso9660, "iso9660", "iso-dfvfs"),
+    "iso9660 made here": packed(iso9660, "iso9660", "genisoimage", "-R", "-o", "IMAGE", "SOURCE"),
+    "udf made here": packed(udf, "udf", "genisoimage", "-udf", "-o", "IMAGE", "SOURCE"),
+    "squashfs": packed(squashfs, "squashfs", "mksquashfs", "SOURCE", "IMAGE"),
+    "squashfs of lz4": packed(
+        squashfs, "squashfs", "mksquashfs", "SOURCE", "IMAGE", "-comp", "lz4", "-b", "8K"
+    ),
+    "erofs": packed(erofs, "erofs", "mkfs.erofs", "-zlz4", "-Eztailpacking", "IMAGE", "SOURCE"),
+    "erofs in chunks": packed(erofs, "erofs", "mkfs.erofs", "--chunksize=8192", "IMAGE", "SOURCE"),
     "ntfs": stored(tsk, "ntfs", "ntfs-colinfinck"),
     "hfs+": stored(tsk, "hfs+", "hfsp-dfvfs"),
 }
