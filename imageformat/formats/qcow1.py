@@ -18,6 +18,7 @@ from imageformat.formats._identity import file_identity
 from imageformat.formats._packed import PackedClusters
 from imageformat.formats._runs import Kind, Run, RunDisk, joined
 from imageformat.formats._sectors import sector_size_of
+from imageformat.formats._shown import shown_name
 from imageformat.formats._tables import Tables, table_cache
 from imageformat.layer import ImageFormat
 
@@ -160,7 +161,8 @@ def open_qcow1(opening: Opening) -> ForeignLayer:
         below = None
         if header.backing_offset:
             stored = opening.device.pread(header.backing_offset, header.backing_size)
-            details["parent"] = backing_name = stored.decode("utf-8", "surrogateescape")
+            backing_name = stored.decode("utf-8", "surrogateescape")
+            details["parent"] = shown_name(backing_name)
             backing = open_backing(opening, backing_name, "")
             files.callback(backing.close)
             below = backing.device

@@ -16,6 +16,7 @@ from imageformat.formats._backing import open_backing
 from imageformat.formats._identity import file_identity
 from imageformat.formats._runs import Kind, Run, RunDisk, joined
 from imageformat.formats._sectors import sector_size_of
+from imageformat.formats._shown import shown_name
 from imageformat.formats._tables import Tables, table_cache
 from imageformat.layer import ImageFormat
 
@@ -145,7 +146,8 @@ def open_qed(opening: Opening) -> ForeignLayer:
         below = None
         if header.features & _BACKING:
             stored = opening.device.pread(header.backing_offset, header.backing_size)
-            details["parent"] = backing_name = stored.decode("utf-8", "surrogateescape")
+            backing_name = stored.decode("utf-8", "surrogateescape")
+            details["parent"] = shown_name(backing_name)
             kind = "raw" if header.features & _RAW_BACKING else ""
             backing = open_backing(opening, backing_name, kind)
             files.callback(backing.close)
