@@ -23,7 +23,8 @@ class PackedClusters:
     """The compressed clusters of an image. Any number of threads may call it at once.
 
     ``locate`` turns the place of a run into where its cluster begins and ends in the file; ``decode`` returns
-    exactly ``cluster_size`` bytes, or raises `CorruptImageError` without a place.
+    exactly ``cluster_size`` bytes, or raises `CorruptImageError` without a place. The disk is read in blocks
+    of ``block_size``.
     """
 
     def __init__(
@@ -34,13 +35,14 @@ class PackedClusters:
         cluster_size: int,
         locate: Callable[[int], tuple[int, int]],
         decode: Callable[[bytes], bytes],
+        block_size: int = BLOCK_SIZE,
     ) -> None:
         self._device = device
         self._cache = cache
         self._name = name
-        self._cluster_size = cluster_size
         self._locate = locate
         self._decode = decode
+        self._large = cluster_size > block_size
         self._owner = object()
         """Tells this image's clusters from those of others in the cache."""
 
@@ -50,9 +52,9 @@ class PackedClusters:
         Raises:
             CorruptImageError, IncompleteImageError: one cannot be decoded, or lies after the end of the file.
         """
-        if self._cluster_size > BLOCK_SIZE:
+        if self._large:
             for run in runs:
-                yield self._part(run, self._large(run))
+                yield self._part(run, self._whole(run))
             return
         start = 0
         while start < len(runs):
@@ -70,7 +72,7 @@ class PackedClusters:
                 yield self._part(run, self._decoded(run, stored[first - begin : last - begin]))
             start = stop
 
-    def _large(self, run: Run) -> bytes:
+    def _whole(self, run: Run) -> bytes:
         """Return a cluster that is larger than a block: its other blocks are asked for next."""
         return self._cache.get((self._owner, run.place), partial(self._load, run))
 

@@ -67,8 +67,6 @@ class RunDisk:
     that shows through; both stay open. ``unpack`` returns the bytes of neighbouring PACKED runs, in order.
     """
 
-    block_size = BLOCK_SIZE
-
     def __init__(
         self,
         name: str,
@@ -77,8 +75,10 @@ class RunDisk:
         data: BlockDevice,
         below: BlockDevice | None = None,
         unpack: Callable[[Sequence[Run]], Iterator[bytes]] = _nothing_packed,
+        block_size: int = BLOCK_SIZE,
     ) -> None:
         self.size = size
+        self.block_size = block_size
         self._name = name
         self._runs = runs
         self._data = data
@@ -89,7 +89,7 @@ class RunDisk:
 
     def _looked_up(self, offset: int, size: int) -> Iterable[Run]:
         """Describe a range. A block is asked for twice in a row: what it is, and then its bytes."""
-        if size > BLOCK_SIZE:
+        if size > self.block_size:
             return self._runs(offset, size)
         known = self._known
         if known[0] == offset and known[1] == size:

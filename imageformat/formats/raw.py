@@ -14,7 +14,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from imageformat.device import Concat
-from imageformat.errors import IncompleteImageError, UnsupportedFeatureError
+from imageformat.errors import IncompleteImageError, NotAnImageError, UnsupportedFeatureError
 from imageformat.foreign import ForeignDisk, ForeignImage, ForeignLayer
 from imageformat.formats._identity import file_identity
 from imageformat.formats._sectors import sector_size_of
@@ -94,7 +94,8 @@ def open_raw(opening: Opening) -> ForeignLayer:
     """Open a raw image, with all its parts when it has some.
 
     Raises:
-        IncompleteImageError: it is empty, or a part is missing or too short; the message names the part.
+        NotAnImageError: it is empty.
+        IncompleteImageError: a part is missing or too short; the message names the part.
         MountfsError: a part cannot be opened or read.
     """
     with ExitStack() as stack:
@@ -102,7 +103,7 @@ def open_raw(opening: Opening) -> ForeignLayer:
         parts = _parts(opening, stack)
         device = parts[0] if len(parts) == 1 else Concat(parts)
         if not device.size:
-            raise IncompleteImageError(f"{opening.name}: has 0 bytes; there is no disk in it")
+            raise NotAnImageError(f"{opening.name}: not an image: it has 0 bytes")
         image = ForeignImage(
             "raw",
             (ForeignDisk(RawDisk(device), sector_size_of(device)),),

@@ -24,6 +24,7 @@ from imageformat.foreign import ForeignDisk, ForeignImage, ForeignLayer
 from imageformat.formats._identity import file_identity
 from imageformat.formats._runs import Kind, Run, RunDisk, joined
 from imageformat.formats._sectors import sector_size_of
+from imageformat.formats._shown import shown_name
 from imageformat.formats._tables import Tables, table_cache
 from imageformat.layer import ImageFormat, Opening
 
@@ -183,7 +184,7 @@ def open_vdi(opening: Opening) -> ForeignLayer:
             files.callback(parent.close)
             below = parent.device()
             identity.append(parent.info.root)
-            details["parent"] = name
+            details["parent"] = shown_name(name)
         blocks = BlockMap(opening.device, header, table_cache(opening.cache), opening.name)
         disk = RunDisk(opening.name, header.size, blocks.runs, opening.device, below)
         sector_size = sector_size_of(disk)

@@ -6,8 +6,10 @@ import hashlib
 import itertools
 import json
 import lzma
+import os
 import random
 import struct
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +24,7 @@ from imageformat.errors import (
     UnsupportedFeatureError,
 )
 from imageformat.extent import ExtentKind
+from imageformat.repository import Repository
 from imageformat.siblings import NamedFile
 from imageformat.storage.local import LocalStorage
 from support.content import mixture, noise, text
@@ -274,6 +277,20 @@ def test_a_guessed_backing_file_opens_no_others(tmp_path: Path) -> None:
         hold_against(layer, text(1, MIB))
 
 
+def test_names_that_are_no_text_are_opened_and_shown(tmp_path: Path) -> None:
+    base = tmp_path / "b\udcffse.qcow2"
+    base.write_bytes(create(tmp_path / "plain.qcow2", MIB).read_bytes())
+    top = tmp_path / "top.qcow2"
+    top.write_bytes(overlay(base.name, MIB))
+    for repeat in range(2):
+        with closing(Repository(LocalStorage(tmp_path), only_set="")) as repository:
+            point = next(p for p in repository.image_set("").points if p.file_name == "top.qcow2")
+            assert point.problem is None, repeat
+            assert point.info is not None
+            assert point.info.details["parent"] == "b�se.qcow2"
+            json.dumps(dict(point.info.details)).encode()
+
+
 def test_a_circle_is_an_error(tmp_path: Path) -> None:
     one = create(tmp_path / "1.qcow2", MIB)
     two = create(tmp_path / "2.qcow2", 0, backing=one)
@@ -300,7 +317,7 @@ def test_a_long_line_is_read(tmp_path: Path) -> None:
 
 def overlay(backing: str, size: int) -> bytes:
     """An empty version 2 overlay, by hand: qemu-img takes too long to make a hundred."""
-    name, extension = backing.encode(), struct.pack(">II", 0xE2792ACA, 5) + b"qcow2\0\0\0" + bytes(8)
+    name, extension = os.fsencode(backing), struct.pack(">II", 0xE2792ACA, 5) + b"qcow2\0\0\0" + bytes(8)
     at = 72 + len(extension)
     header = struct.pack(
         ">4sIQIIQIIQQIIQ", b"QFI\xfb", 2, at, len(name), 16, size, 0, 1, 65536, 131072, 1, 0, 0

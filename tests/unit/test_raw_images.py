@@ -62,7 +62,7 @@ def test_only_what_is_named(tmp_path: Path) -> None:
 def test_nothing_is_no_disk(tmp_path: Path) -> None:
     path = tmp_path / "disk.raw"
     path.touch()
-    with pytest.raises(IncompleteImageError, match="0 bytes"), opened(path):
+    with pytest.raises(NotAnImageError, match="0 bytes"), opened(path):
         pass
 
 

@@ -6,9 +6,10 @@ Source: "docs/interop/qcow2" of QEMU, sections Cluster mapping and Extended L2 E
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from imageformat.errors import CorruptImageError, IncompleteImageError
+from imageformat.errors import CorruptImageError, IncompleteImageError, MountfsError
 from imageformat.formats._runs import Kind, Run, joined
 from imageformat.formats._tables import PIECE, Tables
 
@@ -87,6 +88,21 @@ class ClusterMap:
                 f"{self._name}: L2 table {number} at {table} lies after the end of the file"
             )
         return table
+
+    def begins_packed(self) -> bool:
+        """Tell whether the first cluster that is there is compressed: mostly all are, or none.
+
+        Looks at one piece of a table each. False for an image whose tables are damaged there.
+        """
+        first = min(PIECE // 8, self._header.l1_entries, -(-self._header.size // self.span))
+        with suppress(MountfsError):
+            number = next((number for number in range(first) if self.table(number)), None)
+            if number is not None:
+                start, size = number * self.span, PIECE // self._entry_size * self._cluster
+                for run in self.runs(start, min(size, self._header.size - start)):
+                    if run.kind in {Kind.STORED, Kind.PACKED}:
+                        return run.kind is Kind.PACKED
+        return False
 
     def _described(self, table: int, offset: int, stop: int) -> Iterator[Run]:
         """Describe a range of one L2 table."""

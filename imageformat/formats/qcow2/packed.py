@@ -33,8 +33,10 @@ class _ThreadState(threading.local):
 _state = _ThreadState()
 
 
-def packed_clusters(device: BlockDevice, header: Header, cache: BlockCache, name: str) -> PackedClusters:
-    """Return the compressed clusters of an image."""
+def packed_clusters(
+    device: BlockDevice, header: Header, cache: BlockCache, name: str, block_size: int
+) -> PackedClusters:
+    """Return the compressed clusters of an image whose disk is read in blocks of ``block_size``."""
     shift = 62 - (header.cluster_bits - 8)
     mask = (1 << shift) - 1
 
@@ -45,7 +47,7 @@ def packed_clusters(device: BlockDevice, header: Header, cache: BlockCache, name
     def decode(stored: bytes) -> bytes:
         return unpack_cluster(header.compression, stored, header.cluster_size)
 
-    return PackedClusters(device, cache, name, header.cluster_size, locate, decode)
+    return PackedClusters(device, cache, name, header.cluster_size, locate, decode, block_size)
 
 
 def unpack_cluster(compression: int, stored: bytes, size: int) -> bytes:

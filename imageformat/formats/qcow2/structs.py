@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from imageformat.errors import CorruptImageError, IncompleteImageError, UnsupportedFeatureError
+from imageformat.formats._shown import shown_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -266,9 +267,9 @@ def notes(header: Header) -> Mapping[str, object]:
     if header.extended:
         found["subclusters"] = True
     if header.backing_name:
-        found["parent"] = header.backing_name
+        found["parent"] = shown_name(header.backing_name)
     if header.data_name:
-        found["data_file"] = header.data_name
+        found["data_file"] = shown_name(header.data_name)
     if header.incompatible & DIRTY:
         found["dirty"] = True
     if header.incompatible & CORRUPT:
