@@ -35,7 +35,22 @@ def test_published_vectors(data: bytes, expected: int) -> None:
 
 def test_every_length_of_a_structure() -> None:
     data = random.Random(1).randbytes(70_000)
-    lengths = [*range(200), 255, 256, 512, 1000, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_535, 65_536, 70_000]
+    lengths = [
+        *range(200),
+        255,
+        256,
+        512,
+        1000,
+        1024,
+        2048,
+        4096,
+        8192,
+        16_384,
+        32_768,
+        65_535,
+        65_536,
+        70_000,
+    ]
     for length in lengths:
         assert crc32c(data[:length]) == by_definition(data[:length]), length
 
