@@ -1,4 +1,4 @@
-"""A tree that makes XFS use every form it has, and what a driver shows of it. Runs inside other kernels too."""
+"""A tree that makes XFS use every form it has, and what a driver shows of it. Other kernels run this too."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _CLONE = 0x4004_9409  # FICLONE
 _KEEP_SIZE = 1
 ACCESS_ACL = bytes.fromhex(
-    "02000000 01000600ffffffff 02000400e8030000 04000400ffffffff 08000500d2040000 10000500ffffffff 20000400ffffffff"
+    "02000000 01000600ffffffff 02000400e8030000 04000400ffffffff"
+    "08000500d2040000 10000500ffffffff 20000400ffffffff"
 )
 SECOND = 10**9
 TIMES = {
@@ -135,7 +136,7 @@ def _folders(top: Path, names: int) -> None:
 def _links(top: Path) -> None:
     top.mkdir()
     for length in (1, 40, 155, 156, 157, 300, 330, 400, 450, 500, 968, 1000, 1022):
-        os.symlink("t" * length, top / f"to {length} bytes")
+        (top / f"to {length} bytes").symlink_to("t" * length)
     (top / "file").write_bytes(b"one of many")
     for number in range(20):
         os.link(top / "file", top / f"the same {number}")
