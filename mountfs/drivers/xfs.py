@@ -2,14 +2,17 @@
 
 In version 5 every inode and block of metadata is proven by its checksum before it is believed. The content of
 files that lie on a realtime device is refused, because that device is not in the image.
+
+The journal of a volume that was in use is replayed in memory, as the kernel does when it mounts. Where that
+cannot be, the volume is read as it lies, and its top directory ends with an error that says so.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from imageformat.errors import VolumeError
+from imageformat.errors import MountfsError, VolumeError
 from mountfs.drivers._content import RunContent, read_at
 from mountfs.drivers._tree import ChunkReader, Listing, ListingBuilder, VolumeTree, reading
 from mountfs.drivers._xfs_attributes import read_attributes
@@ -17,6 +20,7 @@ from mountfs.drivers._xfs_directory import block_entries, short_entries
 from mountfs.drivers._xfs_inode import FORMAT_LOCAL, Inode, read_inode
 from mountfs.drivers._xfs_layout import BlockHeader, read_superblock
 from mountfs.drivers._xfs_mapping import map_fork
+from mountfs.drivers._xfs_replay import replay
 from mountfs.tree import FileSystemDriver, NodeKind
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
     from imageformat.device import BlockDevice
     from mountfs.drivers._content import Content, RunList
+    from mountfs.drivers._xfs_layout import Superblock
     from mountfs.tree import FileSystemInfo, FileTree, Node, Stream
 
 _MAX_TARGET = 1024
@@ -38,9 +43,8 @@ class XfsVolume:
     """A `Volume` over one XFS file system. Keys are inode numbers."""
 
     def __init__(self, device: BlockDevice) -> None:
-        self._device = device
-        self._layout = read_superblock(device)
-        self._chunks = ChunkReader(device)
+        self._device, self._layout, self._unfinished, self._problem = _replayed(device)
+        self._chunks = ChunkReader(self._device)
 
     def root(self) -> Node:
         """See `Volume.root`."""
@@ -52,7 +56,10 @@ class XfsVolume:
     def listing(self, node: Node) -> Listing:
         """See `Volume.listing`."""
         found = ListingBuilder()
-        for number, name in self._entries(self._node_inode(node), found):
+        inode = self._node_inode(node)
+        if inode.number == self._layout.root_inode and self._problem:
+            found.damaged(self._problem)
+        for number, name in self._entries(inode, found):
             try:
                 found.add(self._inode(number).to_node(name))
             except VolumeError as error:
@@ -109,6 +116,8 @@ class XfsVolume:
         inode = self._inode(node.key)
         if inode.kind is not node.kind:
             raise VolumeError(f"{node.name!r} is not a node of this file system")
+        if inode.number in self._unfinished:
+            raise VolumeError(f"{node.name!r} was being changed when the machine stopped")
         return inode
 
     def _entries(self, inode: Inode, found: ListingBuilder) -> Iterator[tuple[int, bytes]]:
@@ -131,6 +140,28 @@ class XfsVolume:
             self._layout.prove_block(raw, _LINK_PROOF, inode.number, run.source, what)
             yield raw[_LINK_HEADER : _LINK_HEADER + length]
             position += length
+
+
+class _Replayed(NamedTuple):
+    device: BlockDevice
+    layout: Superblock
+    unfinished: frozenset[int]
+    """Inodes that were half changed."""
+    problem: str
+    """Why the journal could not be replayed."""
+
+
+def _replayed(device: BlockDevice) -> _Replayed:
+    layout = read_superblock(device)
+    try:
+        with reading("the journal"):
+            done = replay(device, layout)
+            if done is None:
+                return _Replayed(device, layout, frozenset(), "")
+            return _Replayed(done[0], read_superblock(done[0]), done[1], "")
+    except MountfsError as error:
+        problem = f"what was written last may be missing, because the journal cannot be replayed: {error}"
+        return _Replayed(device, layout, frozenset(), problem)
 
 
 def open_xfs(device: BlockDevice, info: FileSystemInfo) -> FileTree:
