@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SECTOR = 512
 _MAGIC = 0xFEED_BABE
+_MAGIC_BYTES = _MAGIC.to_bytes(4, "big")
 _HEADER = struct.Struct(">IIIIQQIII")
 """Magic, round, version, length, own place, tail, checksum, previous block, number of operations."""
 _CHECKSUM_AT = 32
@@ -31,8 +32,9 @@ _HEADER_SIZES = (328, 324)
 """How much of the header the checksum covers, on machines of 64 and of 32 bits."""
 _LITTLE_ENDIAN = 1
 _LONGEST_RECORD = 256 * 1024
-_IN_FLIGHT = 8 * (_LONGEST_RECORD // SECTOR + 8)
-"""Sectors that may be written at once, in any order, when the machine stops."""
+_RECORDS_IN_FLIGHT = 8
+_IN_FLIGHT = _RECORDS_IN_FLIGHT * (_LONGEST_RECORD // SECTOR + 8)
+"""Records, and their sectors, that may be written at once, in any order, when the machine stops."""
 _LOOK_BACK = _LONGEST_RECORD // SECTOR + 64
 _OPERATION = struct.Struct(">IIBBH")
 _START, _COMMIT, _CONTINUES, _CONTINUED, _END, _UNMOUNT = 0x1, 0x2, 0x4, 0x8, 0x10, 0x20
@@ -92,7 +94,10 @@ class Log:
     def is_clean(self) -> bool:
         """Tell from a few sectors whether it was closed; False also when that is not sure."""
         head = self._rough_head()
-        return head is None or any(self._closes(record) for record in self._last_record(head, _LOOK_BACK))
+        if head is None:
+            return True
+        last = self._last_record(head, _LOOK_BACK)
+        return last is not None and self._closes(last)
 
     def needed(self) -> list[Record]:
         """Return the records to be replayed, oldest first; none when the journal was closed.
@@ -104,20 +109,19 @@ class Log:
         if head is None:
             return []
         head = self._first_gap(head)
-        for _ in range(_IN_FLIGHT):
-            for last in self._last_record(head, self._sectors):
-                if not self._is_whole(last):
-                    head = last.block
-                    break
-                if self._closes(last):
-                    return []
-                records, torn = self._walk(last)
-                if torn is None:
-                    return records
-                head = torn
-                break
-            else:
+        for _ in range(_RECORDS_IN_FLIGHT + 1):
+            last = self._last_record(head, self._sectors)
+            if last is None:
                 return []
+            if not self._is_whole(last):
+                head = last.block
+                continue
+            if self._closes(last):
+                return []
+            records, torn = self._walk(last)
+            if torn is None:
+                return records
+            head = torn
         raise VolumeError("the journal is damaged: its end is not found")
 
     def transactions(self, records: Sequence[Record]) -> Iterator[Transaction]:
@@ -168,24 +172,24 @@ class Log:
                 return (head - count + number) % self._sectors
         return head
 
-    def _last_record(self, head: int, most: int) -> Iterator[Record]:
-        """Yield the last record that begins before ``head``, if there is one within ``most`` sectors."""
+    def _last_record(self, head: int, most: int) -> Record | None:
+        """Find the last record that begins before ``head``, within ``most`` sectors."""
         step = 64
         for back in range(0, min(most, self._sectors), step):
             count = min(step, self._sectors - back)
             raw = self._around(head - back - count, count)
             for number in range(count - 1, -1, -1):
-                if raw[number * SECTOR : number * SECTOR + 4] == b"\xfe\xed\xba\xbe":
+                if raw.startswith(_MAGIC_BYTES, number * SECTOR):
                     block = (head - back - count + number) % self._sectors
                     record = self._header(block, raw[number * SECTOR : (number + 1) * SECTOR])
                     if record is not None:
-                        yield record
-                        return
+                        return record
+        return None
 
     def _header(self, block: int, raw: bytes) -> Record | None:
-        magic, cycle, version, length, place, tail, _, _, operations = _HEADER.unpack_from(raw)
+        _, cycle, version, length, place, tail, _, _, operations = _HEADER.unpack_from(raw)
         (kind, uuid, size) = struct.unpack_from(">I16sI", raw, 300)
-        if magic != _MAGIC or place != cycle << 32 | block or version not in {1, 2}:
+        if not raw.startswith(_MAGIC_BYTES) or place != cycle << 32 | block or version not in {1, 2}:
             return None
         if not 0 < length <= _LONGEST_RECORD:
             return None
@@ -220,7 +224,7 @@ class Log:
         while left > 0:
             record = last if block == last.block else self._header(block, self._sector(block))
             if record is None or not self._is_whole(record):
-                if (last.block - block) % self._sectors > _IN_FLIGHT:
+                if not self._may_be_torn(block, last):
                     raise VolumeError(f"the journal is damaged at sector {block}")
                 return found, block
             if found and record.place <= found[-1].place:
@@ -231,6 +235,15 @@ class Log:
             left -= record.sectors
             block = (block + record.sectors) % self._sectors
         raise VolumeError("the journal is damaged: its records do not lead to its end")
+
+    def _may_be_torn(self, block: int, last: Record) -> bool:
+        """Whether so few records begin from ``block`` on that the machine may have stopped while it wrote."""
+        distance = (last.block - block) % self._sectors
+        if distance > _IN_FLIGHT:
+            return False
+        raw = self._around(block, distance + 1)
+        begun = sum(raw.startswith(_MAGIC_BYTES, at) for at in range(0, len(raw), SECTOR))
+        return begun <= _RECORDS_IN_FLIGHT
 
     def _operations(self, record: Record, open_ones: dict[int, _Pending]) -> Iterator[Transaction]:
         raw = self._data(record)

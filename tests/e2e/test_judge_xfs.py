@@ -18,9 +18,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imageformat.device import MemoryDevice
+from imageformat.errors import VolumeError
 from mountfs.drivers import xfs
+from mountfs.drivers._xfs_layout import read_superblock
+from mountfs.drivers._xfs_replay import open_log
 from mountfs.signatures import identify
 from mountfs.tree import FileSystemInfo
+from support.churn import churn
+from support.content import damage
 from support.disks import MIB
 from support.entries import differences
 from support.kernel import kernel_mount, loop_device
@@ -31,6 +36,7 @@ from support.xfstree import ACCESS_ACL, kernel_entries, populate, tree_entries
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mountfs.drivers._xfs_log import Record
     from mountfs.tree import FileTree
     from support.entries import Entries
 
@@ -104,6 +110,12 @@ def test_version_5_is_what_the_kernel_shows(kind: str, tmp_path: Path) -> None:
     assert differences(truth, shown(tmp_path / "volume")) == []
 
 
+def inside(module: str, *arguments: str) -> str:
+    """A command that runs a module of these tests in another kernel."""
+    program = ["env", f"PYTHONPATH={SUPPORT}", sys.executable, str(SUPPORT / "support" / module)]
+    return shlex.join([*program, *arguments])
+
+
 @pytest.fixture(scope="module")
 def version_4(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Entries]]:
     """Each kind of volume and what User-mode Linux shows of it, in one run."""
@@ -111,18 +123,15 @@ def version_4(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path,
     volumes = {
         kind: make(folder / f"{n}", ("-m", "crc=0", *VERSION_4[kind])) for n, kind in enumerate(VERSION_4)
     }
-    program = shlex.join(
-        ["env", f"PYTHONPATH={SUPPORT}", sys.executable, str(SUPPORT / "support" / "xfstree.py")]
-    )
     commands: list[str] = []
     for number, (kind, path) in enumerate(volumes.items()):
         device = f"/dev/ubd{'abcdefgh'[number]}"
         commands += [
             f"mount -t xfs -o noatime {device} /mnt/top",
-            f"{program} populate /mnt/top {3000 if kind == '512-byte blocks' else 1200}",
+            inside("xfstree.py", "populate", "/mnt/top", "2000" if kind == "512-byte blocks" else "1200"),
             "umount /mnt/top",
             f"mount -t xfs -o ro {device} /mnt/top",
-            f"{program} read /mnt/top {shlex.quote(f'{path}.truth')}",
+            inside("xfstree.py", "read", "/mnt/top", f"{path}.truth"),
             "umount /mnt/top",
         ]
     run_in_uml(commands, list(volumes.values()))
@@ -136,6 +145,145 @@ def test_version_4_is_what_user_mode_linux_shows(
     path, truth = version_4[kind]
     assert len({entry["kind"] for entry in truth.values()}) == 7
     assert differences(truth, shown(path)) == []
+    assert note(path) == ""
+
+
+DIRTY = {
+    "usual": ((), (), "-f"),
+    "what is not yet in the journal is lost": ((), (), ""),
+    "small blocks, large records": (("-b", "size=1k"), ("logbsize=256k",), "-f"),
+    "64 KiB folder blocks": (("-n", "size=64k"), (), "-f"),
+    "old times, many extents": (("-i", "nrext64=1", "-m", "bigtime=0"), (), "-f"),
+    "journal in stripes": (("-l", "su=256k,size=64m"), (), "-f"),
+    "sectors of 4096": (("-s", "size=4096"), (), ""),
+}
+"""How a volume is made and mounted, and how the machine stops."""
+
+
+def note(path: Path) -> str:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         info = identify(MemoryDevice(content))
-    assert (info.type, info.label, info.note) == ("xfs", "judged", "") if info else False
+        return info.note if info else "nothing"
+
+
+def recovered(path: Path) -> Entries:
+    """What the kernel shows when it has replayed the journal of a copy."""
+    copy = path.with_suffix(".copy")
+    run("cp", "--sparse=always", path, copy)
+    with loop_device(copy) as device:
+        with kernel_mount(device, "xfs", read_only=False, options=("noatime",)):
+            pass
+        with kernel_mount(device, "xfs") as top:
+            return kernel_entries(top)
+
+
+@pytest.mark.parametrize("kind", DIRTY)
+def test_the_journal_is_replayed_as_the_kernel_does(kind: str, tmp_path: Path) -> None:
+    require_tool("xfs_io")
+    made_with, options, how = DIRTY[kind]
+    path = make(tmp_path / "volume", made_with)
+    for seed in (1, 2):
+        with (
+            loop_device(path) as device,
+            kernel_mount(device, "xfs", read_only=False, options=("noatime", *options)) as top,
+        ):
+            churn(top, seed, 1200)
+            run("xfs_io", "-x", "-c", f"shutdown {how}".strip(), top)
+        assert "dirty" in note(path)
+        assert differences(recovered(path), shown(path)) == []
+        with loop_device(path) as device, kernel_mount(device, "xfs", read_only=False):
+            pass
+        assert note(path) == ""
+
+
+def go_around(top: Path) -> None:
+    """Write more metadata than the journal holds: each change of a folder block is journalled anew."""
+    (top / "full").mkdir()
+    for number in range(900):
+        (top / "full" / f"{'n' * 200} {number}").touch()
+        os.sync()
+
+
+def test_the_journal_is_replayed_around_its_end(tmp_path: Path) -> None:
+    path = make(tmp_path / "volume", ("-l", "size=6m", "--unsupported"))
+    with loop_device(path) as device, kernel_mount(device, "xfs", read_only=False) as top:
+        go_around(top)
+        churn(top, 3, 600)
+        run("xfs_io", "-x", "-c", "shutdown -f", top)
+    records = needed(path)
+    assert records[-1].cycle > 1
+    assert differences(recovered(path), shown(path)) == []
+
+
+def needed(path: Path) -> list[Record]:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        device = MemoryDevice(content)
+        return open_log(device, read_superblock(device)).needed()
+
+
+def test_the_journal_is_replayed_when_the_image_is_of_a_mounted_volume(tmp_path: Path) -> None:
+    path, copy = make(tmp_path / "volume", ()), tmp_path / "live"
+    with loop_device(path) as device, kernel_mount(device, "xfs", read_only=False) as top:
+        churn(top, 5, 1500)
+        run("fsfreeze", "--freeze", top)
+        run("cp", "--sparse=always", path, copy)
+        run("fsfreeze", "--unfreeze", top)
+    assert differences(recovered(copy), shown(copy)) == []
+
+
+def test_a_damaged_journal_is_told_beside_what_can_be_read(tmp_path: Path) -> None:
+    path = make(tmp_path / "volume", ())
+    with loop_device(path) as device, kernel_mount(device, "xfs", read_only=False) as top:
+        (top / "old").write_bytes(b"content")
+    with loop_device(path) as device, kernel_mount(device, "xfs", read_only=False) as top:
+        churn(top, 6, 4000)
+        run("xfs_io", "-x", "-c", "shutdown -f", top)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        layout = read_superblock(MemoryDevice(content))
+    start = layout.block_offset(layout.log_start, 1, "the journal")
+    first = needed(path)[0]
+    damage(path, start + (first.block + 1) * 512 + 100)
+    with opened(path) as tree:
+        children = tree.children(tree.root())
+        assert next(children).name
+        with pytest.raises(VolumeError, match=r"written last may be missing.*journal is damaged"):
+            list(children)
+        found = tree.child(tree.root(), b"old")
+        assert found is not None
+        assert tree.read(found, 0, 100) == b"content"
+
+
+@pytest.fixture(scope="module")
+def dirty_4(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Entries]]:
+    """Volumes of version 4 as User-mode Linux left them, and what it shows when it mounts them again."""
+    folder = tmp_path_factory.mktemp("dirty-4")
+    kinds = ("usual", "512-byte blocks", "oldest")
+    volumes = {kind: make(folder / f"{n}", ("-m", "crc=0", *VERSION_4[kind])) for n, kind in enumerate(kinds)}
+    commands = ["modprobe xfs 2>/dev/null || true"]
+    for number, path in enumerate(volumes.values()):
+        device = f"/dev/ubd{'abc'[number]}"
+        commands += [
+            f"mount -t xfs -o noatime {device} /mnt/top",
+            inside("churn.py", "/mnt/top", "7", "700"),
+            "xfs_io -x -c 'shutdown -f' /mnt/top",
+            "umount /mnt/top",
+            f"cp --sparse=always {path} {path}.dirty",
+            f"mount -t xfs -o noatime {device} /mnt/top",
+            "umount /mnt/top",
+            f"mount -t xfs -o ro {device} /mnt/top",
+            inside("xfstree.py", "read", "/mnt/top", f"{path}.truth"),
+            "umount /mnt/top",
+        ]
+    run_in_uml(commands, list(volumes.values()))
+    return {
+        kind: (Path(f"{path}.dirty"), pickle.loads(Path(f"{path}.truth").read_bytes()))
+        for kind, path in volumes.items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["usual", "512-byte blocks", "oldest"])
+def test_the_journal_of_version_4_is_replayed(kind: str, dirty_4: dict[str, tuple[Path, Entries]]) -> None:
+    path, truth = dirty_4[kind]
+    assert len(truth) > 50
+    assert "dirty" in note(path)
+    assert differences(truth, shown(path)) == []
