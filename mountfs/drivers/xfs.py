@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import MountfsError, VolumeError
 from mountfs.drivers._content import RunContent, read_at
-from mountfs.drivers._tree import ChunkReader, Listing, ListingBuilder, VolumeTree, reading
+from mountfs.drivers._tree import ChunkReader, Listing, ListingBuilder, SharedCache, VolumeTree, reading
 from mountfs.drivers._xfs_attributes import read_attributes
 from mountfs.drivers._xfs_directory import block_entries, short_entries
 from mountfs.drivers._xfs_inode import FORMAT_LOCAL, Inode, read_inode
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from mountfs.drivers._xfs_layout import Superblock
     from mountfs.tree import FileSystemInfo, FileTree, Node, Stream
 
+_CACHED_INODES = 8 << 20
+"""Bytes of inodes that are kept, so that what was just listed is not proven again when it is read."""
 _MAX_TARGET = 1024
 _LINK_MAGIC = b"XSLM"
 _LINK_HEADER = 56
@@ -45,6 +47,7 @@ class XfsVolume:
     def __init__(self, device: BlockDevice) -> None:
         self._device, self._layout, self._unfinished, self._problem = _replayed(device)
         self._chunks = ChunkReader(self._device)
+        self._inodes: SharedCache[int, Inode] = SharedCache(_CACHED_INODES, lambda inode: len(inode.raw))
 
     def root(self) -> Node:
         """See `Volume.root`."""
@@ -107,8 +110,8 @@ class XfsVolume:
         """Nothing is held."""
 
     def _inode(self, number: int) -> Inode:
-        with reading(f"inode {number}"):
-            return read_inode(self._chunks, self._layout, number)
+        with reading("an inode"):
+            return self._inodes.get_or_make(number, lambda: read_inode(self._chunks, self._layout, number))
 
     def _node_inode(self, node: Node) -> Inode:
         if not isinstance(node.key, int):
