@@ -105,7 +105,7 @@ class Log:
         Raises:
             VolumeError: it is damaged.
         """
-        head = self._rough_head()
+        head = None if self.is_clean() else self._rough_head()
         if head is None:
             return []
         head = self._first_gap(head)

@@ -43,6 +43,7 @@ _QUOTA = 0x4 | 0x8 | 0x10
 _CHUNK = 128
 _MAX_MAP = 64
 _LONGEST_BUFFER = 1 << 20
+_LARGEST_LOG = 1 << 31
 _CREATE_NUMBERS = struct.Struct(">IIIIII")
 _NEVER = {0, 0xFFFF_FFFF_FFFF_FFFF}
 
@@ -92,6 +93,8 @@ def replay(device: BlockDevice, layout: Superblock) -> tuple[OverlayDevice, froz
 def open_log(device: BlockDevice, layout: Superblock) -> Log:
     """Return the journal inside the volume."""
     size = layout.log_blocks * layout.block_size
+    if size > _LARGEST_LOG:
+        raise VolumeError(f"the journal is damaged: it has {size} bytes")
     start = layout.block_offset(layout.log_start, layout.log_blocks, "the journal")
     return Log(
         lambda offset, length: read_at(device, start + offset, length, "the journal"),
