@@ -10,8 +10,9 @@ import mmap
 import os
 import pickle
 import shlex
+import struct
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,10 @@ import pytest
 from imageformat.device import MemoryDevice
 from imageformat.errors import VolumeError
 from mountfs.drivers import xfs
+from mountfs.drivers._tree import VolumeTree
 from mountfs.drivers._xfs_layout import read_superblock
 from mountfs.drivers._xfs_replay import open_log
+from mountfs.drivers.xfs import XfsVolume
 from mountfs.signatures import identify
 from mountfs.tree import FileSystemInfo
 from support.churn import churn
@@ -32,6 +35,7 @@ from support.kernel import kernel_mount, loop_device
 from support.requirements import require_root, require_tool, run
 from support.umlkernel import run_in_uml
 from support.xfstree import ACCESS_ACL, kernel_entries, populate, tree_entries
+from support.xfsvolume import repair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,10 +71,15 @@ MANY = 20_000
 """How many names a large folder holds."""
 
 
-def make(path: Path, options: tuple[str, ...]) -> Path:
+def make(path: Path, options: tuple[str, ...], *, used: bool = False) -> Path:
+    """Make a volume; on a disk that was ``used`` before, what nobody wrote is not zeros."""
     path.touch()
+    if used:
+        with path.open("wb") as file:
+            for _ in range(SIZE // MIB):
+                file.write(b"\xa5" * MIB)
     os.truncate(path, 4 * SIZE if "agcount=64" in options else SIZE)
-    run("mkfs.xfs", "-q", "-L", "judged", *options, path)
+    run("mkfs.xfs", "-q", "-K", "-L", "judged", *options, path)
     return path
 
 
@@ -89,7 +98,7 @@ def shown(path: Path) -> Entries:
 
 def filled(path: Path, options: tuple[str, ...], names: int) -> Entries:
     """Make and fill a volume; what the kernel shows of it."""
-    with loop_device(make(path, options)) as device:
+    with loop_device(make(path, options, used=not options)) as device:
         with kernel_mount(device, "xfs", read_only=False, options=("noatime",)) as top:
             populate(top, names)
         with kernel_mount(device, "xfs") as top:
@@ -121,7 +130,8 @@ def version_4(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path,
     """Each kind of volume and what User-mode Linux shows of it, in one run."""
     folder = tmp_path_factory.mktemp("version-4")
     volumes = {
-        kind: make(folder / f"{n}", ("-m", "crc=0", *VERSION_4[kind])) for n, kind in enumerate(VERSION_4)
+        kind: make(folder / f"{number}", ("-m", "crc=0", *options), used=not options)
+        for number, (kind, options) in enumerate(VERSION_4.items())
     }
     commands: list[str] = []
     for number, (kind, path) in enumerate(volumes.items()):
@@ -215,6 +225,69 @@ def test_the_journal_is_replayed_around_its_end(tmp_path: Path) -> None:
     assert differences(recovered(path), shown(path)) == []
 
 
+def test_what_was_given_up_is_not_brought_back(tmp_path: Path) -> None:
+    """Blocks of folders, attributes and inodes become content of a file, all in one journal."""
+    path = make(tmp_path / "volume", ())
+    with loop_device(path) as device, kernel_mount(device, "xfs", read_only=False) as top:
+        for number in range(3000):
+            (top / f"{'n' * 100} {number}").touch()
+        os.setxattr(top, "user.large", bytes(range(250)) * 200)
+        os.sync()
+        for number in range(3000):
+            (top / f"{'n' * 100} {number}").unlink()
+        os.removexattr(top, "user.large")
+        os.sync()
+        with (top / "all of it").open("wb") as file, suppress(OSError):
+            while True:
+                file.write(b"content, nothing else. " * 40_000)
+        os.sync()
+        run("xfs_io", "-x", "-c", "shutdown -f", top)
+    truth = recovered(path)
+    assert truth[b"all of it"]["size"] > 200 * MIB
+    assert differences(truth, shown(path)) == []
+
+
+def later(path: Path, file: str, change: int) -> bytearray:
+    """The inode of a file, with the place in the journal of its last change and ``change`` more."""
+    with path.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        device = MemoryDevice(content)
+        layout = read_superblock(device)
+        log = open_log(device, layout)
+        tree = VolumeTree(XfsVolume(device))
+        found = tree.child(tree.root(), file.encode())
+        assert found is not None
+        offset = layout.inode_offset(found.inode)
+        inode = bytearray(content[offset : offset + layout.inode_size])
+        wanted = struct.pack("<Q", found.inode)
+        (place,) = (
+            transaction.place
+            for transaction in log.transactions(log.needed())
+            for item in transaction.items
+            if item[0][:2] == b"\x3b\x12" and item[0][16:24] == wanted
+        )
+    struct.pack_into(">Q", inode, 112, place + change)
+    struct.pack_into(">I", inode, 8, 4242)
+    repair(inode)
+    with path.open("r+b") as target:
+        target.seek(offset)
+        target.write(inode)
+    return inode
+
+
+@pytest.mark.parametrize(("change", "uid"), [(-1, 1111), (0, 1111), (1, 4242)])
+def test_an_inode_that_is_newer_than_the_journal_is_left(tmp_path: Path, change: int, uid: int) -> None:
+    path = make(tmp_path / "volume", ())
+    with loop_device(path) as device, kernel_mount(device, "xfs", read_only=False) as top:
+        (top / "file").write_bytes(b"content")
+    with loop_device(path) as device, kernel_mount(device, "xfs", read_only=False) as top:
+        os.chown(top / "file", 1111, 1111)
+        run("xfs_io", "-x", "-c", "shutdown -f", top)
+    later(path, "file", change)
+    truth = recovered(path)
+    assert truth[b"file"]["uid"] == uid
+    assert differences(truth, shown(path)) == []
+
+
 def needed(path: Path) -> list[Record]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         device = MemoryDevice(content)
@@ -258,7 +331,10 @@ def dirty_4(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, E
     """Volumes of version 4 as User-mode Linux left them, and what it shows when it mounts them again."""
     folder = tmp_path_factory.mktemp("dirty-4")
     kinds = ("usual", "512-byte blocks", "oldest")
-    volumes = {kind: make(folder / f"{n}", ("-m", "crc=0", *VERSION_4[kind])) for n, kind in enumerate(kinds)}
+    volumes = {
+        kind: make(folder / f"{number}", ("-m", "crc=0", *VERSION_4[kind]))
+        for number, kind in enumerate(kinds)
+    }
     commands = ["modprobe xfs 2>/dev/null || true"]
     for number, path in enumerate(volumes.values()):
         device = f"/dev/ubd{'abc'[number]}"
