@@ -6,10 +6,12 @@ by features is the one that libblkid prints.
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
-from imageformat.errors import MountfsError
+from imageformat.errors import MountfsError, VolumeError
 from mountfs.drivers._btrfs_default import default_subvolume
+from mountfs.drivers._xfs_log import SECTOR, Log
 from mountfs.signatures.window import Signature, is_power_of_two
 from mountfs.tree import FileSystemInfo
 
@@ -34,6 +36,7 @@ _JFS = 32768
 _SWAP = 1024
 _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
 _HIBERNATED = (b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB0001")
+_XFS_NEEDS_REPAIR = 0x10
 _DIRTY = "dirty: the journal was not replayed"
 
 
@@ -63,7 +66,29 @@ def _xfs(window: Window) -> FileSystemInfo | None:
     block_size, sector_size = window.number(4, ">I"), window.number(102, ">H")
     if not (is_power_of_two(block_size) and is_power_of_two(sector_size)):
         return None
-    return FileSystemInfo("xfs", window.text(108, 12), window.uuid(32))
+    version, incompat = window.number(100, ">H") & 0xF, window.number(216, ">I")
+    notes = [note] if (note := _xfs_journal(window, block_size)) else []
+    if version == 5 and incompat & _XFS_NEEDS_REPAIR:
+        notes.append("the file system was marked as having errors")
+    return FileSystemInfo("xfs", window.text(108, 12), window.uuid(32), "; ".join(notes))
+
+
+def _xfs_journal(window: Window, block_size: int) -> str:
+    """Say what is in the journal, which lies at a block of an allocation group."""
+    number, length = window.number(48, ">Q"), window.number(96, ">I") * block_size // SECTOR
+    if not number:
+        return "its journal is on another device: what was written last may be missing"
+    bits = min(window.number(124, ">B"), 32)
+    start = (number >> bits) * window.number(84, ">I") + (number & ((1 << bits) - 1))
+
+    def read(offset: int, size: int) -> bytes:
+        return window.at(start * block_size + offset, size)
+
+    try:
+        clean = length == 0 or Log(read, length, window.at(32, 16)).is_clean()
+    except (VolumeError, struct.error, IndexError):
+        clean = False
+    return "" if clean else "dirty: the journal is replayed in memory when files are read"
 
 
 def _btrfs(window: Window) -> FileSystemInfo | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import mmap
 import os
 import random
 import shutil
@@ -21,7 +22,7 @@ import pytest
 from imageformat.device import MemoryDevice
 from imageformat.errors import MountfsError
 from imageformat.extent import ExtentKind
-from mountfs.drivers import btrfs, erofs, ext, fat, iso9660, squashfs, tsk, udf
+from mountfs.drivers import btrfs, erofs, ext, fat, iso9660, squashfs, tsk, udf, xfs
 from mountfs.tree import FileSystemInfo, NodeKind, walk
 from support.disks import MIB, make_btrfs
 from support.requirements import require_tool
@@ -117,10 +118,32 @@ def packed(driver: ModuleType, fs_type: str, *command: str) -> Callable[[Path], 
     return make
 
 
+def made_xfs(tmp: Path) -> FileTree:
+    """A fresh XFS with links and a large directory, made without root."""
+    if shutil.which("mkfs.xfs", path=os.defpath + ":/usr/sbin:/sbin") is None:
+        missing("mkfs.xfs")
+    for number in range(6):
+        (tmp / f"random-{number}").write_bytes(random.Random(number).randbytes(300_000 + number))
+    contents = [f"random-{number} ---644 7 8 {tmp}/random-{number}" for number in range(6)]
+    many = [f"file-{number} ---600 0 0 {tmp}/random-{number % 6}" for number in range(300)]
+    links = ["link l--777 0 0 random-1", "fifo p--644 0 0"]
+    lines = ["boot 0 0", "d--755 0 0", "many d--755 0 0", *many, "$", *contents, *links, "$", "$"]
+    (tmp / "content").write_text("\n".join(lines) + "\n")
+    image = tmp / "xfs.img"
+    image.touch()
+    os.truncate(image, 320 << 20)
+    command = ["mkfs.xfs", "-q", "-p", tmp / "content", image]
+    subprocess.run(command, check=True, env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"})
+    with image.open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return xfs.PLUGIN.open(MemoryDevice(content), FileSystemInfo("xfs"))
+
+
 MAKERS = {
     "ext4 made here": made_ext4,
     "btrfs made here": made_btrfs,
     "ext4": stored(ext, "ext4", "ext4-ratarmount-10m"),
+    "xfs made here": made_xfs,
     "fat12": stored(fat, "fat12", "fat12-rust"),
     "fat32": stored(fat, "fat32", "fat-dfir-fat32-small"),
     "exfat": stored(fat, "exfat", "exfat-goexfat"),

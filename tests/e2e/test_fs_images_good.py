@@ -21,7 +21,7 @@ import pytest
 
 from imageformat.device import MemoryDevice, Slice
 from imageformat.errors import MountfsError
-from mountfs.drivers import apfs, btrfs, ext, fat, iso9660, tsk
+from mountfs.drivers import apfs, btrfs, ext, fat, iso9660, tsk, xfs
 from mountfs.tree import FileSystemInfo, NodeKind
 
 if TYPE_CHECKING:
@@ -33,12 +33,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("MOUNTFS_SHARED_DATA", REPOSITORY.parent / "shared" / "data")) / "fs-images"
 
 DRIVERS = {
-    name: module.PLUGIN for module in (apfs, btrfs, ext, fat, iso9660, tsk) for name in module.PLUGIN.types
+    name: module.PLUGIN
+    for module in (apfs, btrfs, ext, fat, iso9660, tsk, xfs)
+    for name in module.PLUGIN.types
 }
 TYPES = {"vfat": "fat32", "hfsplus": "hfs+"}
 KINDS = {"dir": NodeKind.DIRECTORY, "file": NodeKind.FILE, "symlink": NodeKind.SYMLINK}
 
-NOT_SERVED = {"xfs", "crypto_LUKS"}
+NOT_SERVED = {"crypto_LUKS"}
 
 NOT_UNPACKED = {
     "e01-dfvfs-ext2": "no unpacker for EWF here",

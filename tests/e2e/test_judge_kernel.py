@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
 SYSTEMS = ("ext4", "xfs", "btrfs")
-SERVED = ("ext4", "btrfs")
 SIZES = {"ext4": 48 * MIB, "xfs": 32 * MIB, "btrfs": 64 * MIB}
 MAKE = {
     "ext4": ("mkfs.ext4", "-q", "-L", "Linux", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
@@ -242,19 +241,7 @@ def test_the_kernel_mounts_every_partition_of_the_mounted_disk(
         assert differences(truth[point, system], found) == [], system
 
 
-@pytest.mark.parametrize("system", ["xfs"])
-def test_a_volume_without_driver_is_its_bytes_and_says_why(
-    history: History, truth: Truth, system: str
-) -> None:
-    for point in POINTS:
-        volume = history.volume(point, system)
-        assert sorted(path.name for path in volume.iterdir()) == ["README", "partition.img"]
-        assert system in (volume / "README").read_text()
-        found = judged(volume / "partition.img", system, number=None, live=point == LIVE)
-        assert differences(truth[point, system], found) == []
-
-
-@pytest.mark.parametrize("system", SERVED)
+@pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("point", POINTS)
 def test_the_tree_in_the_mount_is_what_the_kernel_sees(
     history: History, truth: Truth, point: int, system: str
@@ -263,7 +250,7 @@ def test_the_tree_in_the_mount_is_what_the_kernel_sees(
     assert differences(as_mounted(truth[point, system]), found) == []
 
 
-@pytest.mark.parametrize("system", SERVED)
+@pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("point", POINTS)
 def test_the_copy_of_the_tree_is_what_the_kernel_sees(
     history: History, truth: Truth, point: int, system: str, tmp_path: Path
