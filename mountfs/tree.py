@@ -142,6 +142,9 @@ class FileSystemDriver:
     """The `FileSystemInfo.type` values it can open."""
     open: Callable[[BlockDevice, FileSystemInfo], FileTree]
     """Open a volume; the caller closes tree and device. Raises `VolumeError` with the reason."""
+    note: Callable[[BlockDevice, FileSystemInfo], str] | None = None
+    """Say what opening makes of a volume that has a note: whether its journal can be replayed. The answer
+    stands in place of the note. Cheaper than opening it; raises `MountfsError` when nothing can be said."""
 
 
 def walk(tree: FileTree, path: bytes) -> Node:

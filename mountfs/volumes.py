@@ -6,6 +6,7 @@ made of text that any file system and any terminal can take.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from dataclasses import dataclass
@@ -97,8 +98,9 @@ def _placed(error: MountfsError, place: str) -> MountfsError:
 def _volume(device: BlockDevice, drivers: Sequence[FileSystemDriver], partition: Partition | None) -> Volume:
     offset, size = (0, device.size) if partition is None else (partition.offset, partition.size)
     info, reason, failure = None, "", None
+    part = Slice(device, offset, size)
     try:
-        info = identify(Slice(device, offset, size))
+        info = _noted(identify(part), part, drivers)
     except MountfsError as error:
         reason = f"its start cannot be read: {error}"
         number = partition.number if partition is not None else 0
@@ -106,6 +108,19 @@ def _volume(device: BlockDevice, drivers: Sequence[FileSystemDriver], partition:
     return Volume(
         volume_name(partition, info), partition, offset, size, info, reason or _reason(info, drivers), failure
     )
+
+
+def _noted(
+    info: FileSystemInfo | None, part: BlockDevice, drivers: Sequence[FileSystemDriver]
+) -> FileSystemInfo | None:
+    """Let the driver that will open a volume say what it makes of its state."""
+    if info is None or not info.note:
+        return info
+    for driver in drivers:
+        if info.type in driver.types and driver.note is not None:
+            with contextlib.suppress(MountfsError):
+                return dataclasses.replace(info, note=driver.note(part, info))
+    return info
 
 
 def _reason(info: FileSystemInfo | None, drivers: Sequence[FileSystemDriver]) -> str:

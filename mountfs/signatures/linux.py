@@ -29,7 +29,8 @@ _JFS = 32768
 _SWAP = 1024
 _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
 _HIBERNATED = (b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB0001")
-_DIRTY = "dirty: the journal was not replayed"
+NOT_REPLAYED = "the journal was not replayed"
+"""Of a volume by itself; a driver that replays says so in this place."""
 
 
 def _ext(window: Window) -> FileSystemInfo | None:
@@ -46,7 +47,7 @@ def _ext(window: Window) -> FileSystemInfo | None:
     else:
         kind = "ext2" if not incompat & _EXT_RECOVER else "ext4"
     state = window.number(_EXT + 58, "<H")
-    notes = [_DIRTY] if incompat & _EXT_RECOVER else []
+    notes = [f"dirty: {NOT_REPLAYED}"] if incompat & _EXT_RECOVER else []
     if state & 0x02:
         notes.append("the file system was marked as having errors")
     elif not notes and not state & 0x01 and kind != "jbd":
