@@ -316,8 +316,8 @@ class _Log:
         first = self._journal.end + 1
         if not self._journal.incompat & _INCOMPAT_FAST_COMMIT or first >= len(self._blocks):
             return False
-        tag, _, _, transaction = struct.unpack_from("<HHII", self._blocks.read(first), 0)
-        return bool(tag == _FAST_COMMIT_HEAD) and bool(transaction == self._sequence)
+        tag, _, _, transaction = map(int, struct.unpack_from("<HHII", self._blocks.read(first), 0))
+        return tag == _FAST_COMMIT_HEAD and transaction == self._sequence
 
 
 def _tags(raw: bytes, journal: Journal) -> Iterator[tuple[int, int, int]]:
