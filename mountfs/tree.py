@@ -31,6 +31,11 @@ class NodeKind(enum.Enum):
     BLOCK_DEVICE = "block device"
 
 
+UNLISTED_XATTRS = "system.ntfs_"
+"""Extended attributes that only NTFS has, under ntfs-3g's names. As there, a mount answers for them but does
+not list them, and a copy to another file system is not the poorer for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One entry of a tree. Values only: it stays valid when its tree is closed and opened again."""

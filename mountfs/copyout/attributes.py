@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from mountfs.copyout.folder import FATAL
 from mountfs.copyout.report import LossKind
 from mountfs.names import safe_text
-from mountfs.tree import NodeKind
+from mountfs.tree import UNLISTED_XATTRS, NodeKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -187,6 +187,8 @@ def _set_extended(place: Place, name: str, value: bytes, options: CopyOptions, l
         # ENOSPC here mostly means that attributes of this length have no room in an inode
         if error.errno in FATAL - {errno.ENOSPC}:
             raise
+        if name.startswith(UNLISTED_XATTRS):
+            return
         lose(kind, f"{safe_text(name)}, {len(value)} bytes: {os.strerror(error.errno or errno.EIO)}")
 
 

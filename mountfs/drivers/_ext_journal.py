@@ -38,7 +38,7 @@ _INCOMPAT_FAST_COMMIT = 0x20
 _INCOMPAT_KNOWN = 0x3F
 _CRC32, _CRC32C = 1, 4
 _FAST_COMMIT_BLOCKS = 256
-_FAST_COMMIT_HEAD = 0x9
+_FAST_COMMIT_HEAD = b"\x09\x00"
 _SHORTEST = 1024
 """A log would not be made shorter for the sake of fast commits."""
 
@@ -267,7 +267,7 @@ class _Log:
         if not self._journal.has_tails:
             return True
         (stored,) = struct.unpack_from(">I", raw, len(raw) - _TAIL)
-        return crc32c(self._journal.seed, raw[:-_TAIL] + bytes(_TAIL)) == stored
+        return crc32c(self._journal.seed, raw[:-_TAIL] + bytes(_TAIL)) == int(stored)
 
     def _commit_fits(self, raw: bytes) -> bool:
         """Tell whether a transaction is proven; remember it as damaged when it is not an old one."""
@@ -316,8 +316,8 @@ class _Log:
         first = self._journal.end + 1
         if not self._journal.incompat & _INCOMPAT_FAST_COMMIT or first >= len(self._blocks):
             return False
-        tag, _, _, transaction = map(int, struct.unpack_from("<HHII", self._blocks.read(first), 0))
-        return tag == _FAST_COMMIT_HEAD and transaction == self._sequence
+        head = self._blocks.read(first)[:12]
+        return head[:2] == _FAST_COMMIT_HEAD and head[8:] == struct.pack("<I", self._sequence)
 
 
 def _tags(raw: bytes, journal: Journal) -> Iterator[tuple[int, int, int]]:

@@ -1,4 +1,4 @@
-"""Extended attributes of ext2, ext3 and ext4, of every name space and place, against the kernel's own mount."""
+"""Extended attributes of ext2, ext3 and ext4, of every name space and place, against the kernel."""
 
 from __future__ import annotations
 
