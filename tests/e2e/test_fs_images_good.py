@@ -76,7 +76,6 @@ DEVIATIONS = [
         "streams",
         "libtsk cannot open files with attributes in extents",
     ),
-    ("apfs-goapfs-dmg", r"compressed.txt", "sha256", "compressed as LZVN, which is refused"),
     ("hfsp-goapfs-basic-dmg", r"hello.txt|hardlink-to-hello", "mtime_ns", "7z shows the link's own time"),
 ]
 
