@@ -21,7 +21,7 @@ import pytest
 from imageformat.device import MemoryDevice
 from imageformat.errors import MountfsError
 from imageformat.extent import ExtentKind
-from mountfs.drivers import ext, fat, iso9660, tsk
+from mountfs.drivers import ext, fat, hfsplus, iso9660, tsk
 from mountfs.tree import FileSystemInfo, NodeKind, walk
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ MAKERS = {
     "exfat": stored(fat, "exfat", "exfat-goexfat"),
     "iso9660": stored(iso9660, "iso9660", "iso-dfvfs"),
     "ntfs": stored(tsk, "ntfs", "ntfs-colinfinck"),
-    "hfs+": stored(tsk, "hfs+", "hfsp-dfvfs"),
+    "hfs+": stored(hfsplus, "hfs+", "hfsp-dfvfs"),
 }
 
 

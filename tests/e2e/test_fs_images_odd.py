@@ -27,10 +27,11 @@ from pathlib import Path
 
 from imageformat.device import MemoryDevice
 from imageformat.errors import MountfsError
-from mountfs.drivers import apfs, ext, fat, iso9660, tsk
+from mountfs.drivers import apfs, ext, fat, hfsplus, iso9660, tsk
 from mountfs.tree import FileSystemInfo, NodeKind
 
-DRIVERS = {name: module.PLUGIN for module in (apfs, ext, fat, iso9660, tsk) for name in module.PLUGIN.types}
+MODULES = (apfs, ext, fat, hfsplus, iso9660, tsk)
+DRIVERS = {name: module.PLUGIN for module in MODULES for name in module.PLUGIN.types}
 resource.setrlimit(resource.RLIMIT_AS, (768 << 20, 768 << 20))
 
 
