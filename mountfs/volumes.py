@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _MAX_NAME = 100
 _UNSAFE = re.compile(r'[/\\:*?"<>|]')
 _ENCRYPTED = frozenset({"bitlocker", "luks1", "luks2"})
-_CONTAINERS = frozenset({"lvm2", "mdraid", "zfs", "bcache"})
+_CONTAINERS = frozenset(
+    {"lvm2", "mdraid", "zfs", "bcache", "corestorage", "ldm", "storage-spaces", "vmfs-member"}
+)
 
 
 @dataclass(frozen=True, slots=True)
