@@ -34,6 +34,8 @@ class NodeKind(enum.Enum):
 UNLISTED_XATTRS = "system.ntfs_"
 """Extended attributes that only NTFS has, under ntfs-3g's names. As there, a mount answers for them but does
 not list them, and a copy to another file system is not the poorer for it."""
+NOT_COPIED_XATTRS = frozenset({"system.ntfs_reparse_data"})
+"""They say how the original keeps its content; a copy holds the content itself."""
 
 
 @dataclass(frozen=True, slots=True)

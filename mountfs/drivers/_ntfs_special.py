@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from mountfs.drivers._ntfs_compact import compact_algorithm
 from mountfs.drivers._ntfs_records import to_utf8
 from mountfs.tree import NodeKind
 
@@ -25,6 +26,7 @@ _MOUNT_POINT = 0xA000_0003
 _SYMLINK = 0xA000_000C
 _LX_SYMLINK = 0xA000_001D
 _CLOUD = 0x9000_001A
+_OVERLAY = 0x8000_0017
 _KINDS = {
     0x8000_0023: NodeKind.SOCKET,
     0x8000_0024: NodeKind.FIFO,
@@ -35,7 +37,7 @@ _DEVICES = frozenset({NodeKind.CHARACTER_DEVICE, NodeKind.BLOCK_DEVICE})
 _LX_DEVICE = b"$LXDEV"
 _TAGS = {
     0x8000_0013: "deduplicated by Windows",
-    0x8000_0017: "compressed by Windows (CompactOS, WIM)",
+    _OVERLAY: "compressed by Windows (CompactOS, WIM)",
     0x8000_0018: "kept in the image of a container",
     0x8000_001B: "an alias of an app from the store",
     0x9000_001C: "projected by another program, not in the image",
@@ -55,6 +57,8 @@ class Special(NamedTuple):
     device: tuple[int, int] = (0, 0)
     refusal: str = ""
     """Why its main stream does not hold its content."""
+    compact: int | None = None
+    """How a stream beside the main one holds its content, compressed."""
 
 
 def from_reparse(raw: bytes, flags: int, os2: Mapping[bytes, bytes]) -> Special:
@@ -71,7 +75,9 @@ def from_reparse(raw: bytes, flags: int, os2: Mapping[bytes, bytes]) -> Special:
         return Special(kind, device=struct.unpack("<II", device) if known else (0, 0))
     if tag & 0xFFFF_0FFF == _CLOUD:
         return Special(refusal="is kept in a cloud, not in the image" if flags & _FLAGS_NOT_HERE else "")
-    return Special(refusal=f"is {_TAGS.get(tag, f'a reparse point of kind {tag:#x}')}; this is not supported")
+    compact = compact_algorithm(raw) if tag == _OVERLAY else None
+    what = _TAGS.get(tag, f"a reparse point of kind {tag:#x}")
+    return Special(refusal=f"is {what}; this is not supported", compact=compact)
 
 
 def _windows_target(raw: bytes, buffer: int) -> bytes:

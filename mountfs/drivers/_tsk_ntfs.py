@@ -17,6 +17,7 @@ from imageformat.errors import VolumeError
 from mountfs.drivers import _ntfs_records as records
 from mountfs.drivers._content import RunContent, read_at
 from mountfs.drivers._ntfs_attributes import ACL, OS2, REPARSE, os2_attributes, plain_attributes
+from mountfs.drivers._ntfs_compact import COMPACT_STREAM, CompactContent
 from mountfs.drivers._ntfs_links import plain_target, posix_target
 from mountfs.drivers._ntfs_security import SecurityStream
 from mountfs.drivers._ntfs_special import (
@@ -114,17 +115,26 @@ class NtfsVolume:
 
     def content(self, node: Node, stream: bytes | None) -> Content | None:
         """See `Volume.content`."""
+        facts = self._facts(_number(node))
+        special = facts.special
+        if stream is None and special.compact is not None:
+            packed = self._find_content(node, facts, COMPACT_STREAM)
+            if packed is not None:
+                return CompactContent(packed, facts.size, special.compact)
+        if stream is None and special.refusal:
+            raise VolumeError(f"{node.name!r} {special.refusal}")
+        content = self._find_content(node, facts, stream)
+        if content is None and stream is None:
+            raise VolumeError(f"{node.name!r} has no data")
+        return content
+
+    def _find_content(self, node: Node, facts: _Facts, stream: bytes | None) -> Content | None:
         number = _number(node)
-        facts = self._facts(number)
-        if stream is None and facts.special.refusal:
-            raise VolumeError(f"{node.name!r} {facts.special.refusal}")
         with self._library.calling(f"{node.name!r} cannot be read"):
             file, attributes = self._library.attributes(number)
             for attribute in attributes:
                 if int(attribute.info.type) == records.DATA and (attribute.info.name or None) == stream:
                     return self._attribute_content(number, facts, file, attribute)
-        if stream is None:
-            raise VolumeError(f"{node.name!r} has no data")
         return None
 
     def readlink(self, node: Node) -> bytes:
@@ -163,13 +173,16 @@ class NtfsVolume:
         raise VolumeError("the volume has no stream of security descriptors")
 
     def streams(self, node: Node) -> tuple[Stream, ...]:
-        """See `Volume.streams`."""
+        """See `Volume.streams`; one that holds the content of a compressed file is not shown."""
+        compact = self._facts(_number(node)).special.compact
         with self._library.calling(f"the streams of {node.name!r} cannot be read"):
             _, attributes = self._library.attributes(_number(node))
             return tuple(
                 Stream(bytes(attribute.info.name), int(attribute.info.size))
                 for attribute in attributes
-                if int(attribute.info.type) == records.DATA and attribute.info.name
+                if int(attribute.info.type) == records.DATA
+                and attribute.info.name
+                and (compact is None or attribute.info.name != COMPACT_STREAM)
             )
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from imageformat.device import MemoryDevice
 from imageformat.errors import VolumeError
+from mountfs.copyout import CopyOptions, copy_out
 from mountfs.drivers import tsk
 from mountfs.drivers._ntfs_security import SecurityStream
 from mountfs.posixview import PosixView
@@ -254,6 +255,26 @@ def test_a_mount_answers_for_them_and_does_not_list_them(image: Path) -> None:
     view = PosixView(open_tree(image))
     assert view.xattr_names(b"/own") == ()
     assert view.xattrs(b"/own")[b"system.ntfs_acl"] == EVERYONE
+
+
+def test_a_copy_to_another_ntfs_keeps_them_and_one_to_linux_loses_nothing(
+    image: Path, tmp_path: Path
+) -> None:
+    tree = open_tree(image)
+    sources = [(name, walk(tree, name)) for name in (b"own", b"hidden", b"older", b"os2", b"relative")]
+    other = make_ntfs(tmp_path / "other", 16 * MIB, "Copy")
+    with (
+        loop_device(other) as device,
+        kernel_mount(device, "ntfs-3g", read_only=False, options=("permissions",)) as top,
+    ):
+        copy_out(tree, sources, top, CopyOptions(), lambda _: None)
+        names = [name.decode() for name, _ in sources]
+        found = asked(top, names)
+    for name, node in sources[:4]:
+        assert found[name.decode()] == dict(tree.xattrs(node))
+    (tmp_path / "linux").mkdir()
+    done = copy_out(tree, sources, tmp_path / "linux", CopyOptions(), lambda _: None)
+    assert (done.losses, done.failures) == ((), ())
 
 
 def descriptors(*, damage_first: bool = False, damage_copy: bool = False) -> SecurityStream:
