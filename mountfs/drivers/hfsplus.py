@@ -47,7 +47,6 @@ _FOLDERS = b".HFS+ Private Directory Data\r"
 _DECMPFS = "com.apple.decmpfs"
 _INLINE, _FORK, _MORE = 0x10, 0x20, 0x30
 _MAX_ATTRIBUTE = 16 << 20
-_MAX_LINKS = 5_000_000
 
 
 class _Key(NamedTuple):
@@ -72,7 +71,7 @@ class HfsVolume:
             content = self._open(_ATTRIBUTES_FILE, _DATA, header.attributes)
             self._attributes = BTree(content, "the attributes file")
         self._lock = threading.Lock()
-        self._links: dict[bytes, dict[bytes, tuple[int, int]]] = {}
+        self._homes: dict[bytes, int] = {}
 
     def root(self) -> Node:
         """See `Volume.root`."""
@@ -108,38 +107,40 @@ class HfsVolume:
     def _linked(self, record: Record, entry: Entry) -> tuple[Record, Entry, int]:
         """Follow a hard link to what it means; a record, and how many names it has."""
         if entry.type_and_creator == FILE_LINK:
-            home, name = _FILES, b"iNode%d" % entry.special
+            home, name = _FILES, f"iNode{entry.special}"
         elif entry.type_and_creator == FOLDER_LINK:
-            home, name = _FOLDERS, b"dir_%d" % entry.special
+            home, name = _FOLDERS, f"dir_{entry.special}"
         else:
             return record, entry, 1
-        place = self._link_places(home).get(name)
-        if place is None:
+        target = self._find(self._home(home), name)
+        found = parse_entry(target.value) if target is not None else None
+        if target is None or found is None:
             raise VolumeError(f"a hard link to {name!r}, which does not exist")
-        target = self._catalogue.at(place)
-        found = parse_entry(target.value)
-        if found is None:
-            raise VolumeError(f"a hard link to {name!r}, which is no file")
         return target, found, max(1, found.special)
 
-    def _link_places(self, home: bytes) -> dict[bytes, tuple[int, int]]:
-        """Say where the records in a private folder lie."""
+    def _find(self, parent: int, name: str) -> Record | None:
+        """Look up a name of ASCII letters and digits that differs from its neighbours in more than case."""
+        wanted = struct.pack(">I", parent), name.encode("utf-16-be").lower()
+
+        def place(key: bytes) -> tuple[bytes, bytes]:
+            return key[:4], key[6:].lower()
+
+        record = next(self._catalogue.from_key(lambda key: place(key) < wanted), None)
+        return record if record is not None and place(record.key) == wanted else None
+
+    def _home(self, name: bytes) -> int:
+        """Return the number of a private folder; 0 when there is none."""
         with self._lock:
-            if home not in self._links:
+            if name not in self._homes:
                 folders = (
                     entry.number
                     for record in self._children(_ROOT)
-                    if name_of(record.key[4:]) == home
+                    if name_of(record.key[4:]) == name
                     and (entry := parse_entry(record.value)) is not None
                     and entry.is_folder
                 )
-                places: dict[bytes, tuple[int, int]] = {}
-                for record in self._children(next(folders, 0)):
-                    places[name_of(record.key[4:])] = record.place
-                    if len(places) > _MAX_LINKS:
-                        raise VolumeError(f"more than {_MAX_LINKS} hard links")
-                self._links[home] = places
-            return self._links[home]
+                self._homes[name] = next(folders, 0)
+            return self._homes[name]
 
     def content(self, node: Node, stream: bytes | None) -> Content | None:
         """See `Volume.content`."""
