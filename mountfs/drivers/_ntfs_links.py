@@ -7,29 +7,78 @@ path exists here, and is else shown as it is, with forward slashes. Source: [MS-
 
 from __future__ import annotations
 
+import contextlib
 import re
+import struct
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from imageformat.errors import VolumeError
+from mountfs.drivers._tree import SharedCache
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from mountfs.drivers._ntfs_records import IndexEntry
 
 _MAX_PARTS = 256
+_CACHED_NAMES = 100_000
 _DRIVE = re.compile(rb"[A-Za-z]:(?=\\|$)")
 _OTHER = (b"\\\\", b"UNC\\", b"Volume{")
 """Other machines, and volumes by their identifiers."""
 _DEVICE_PREFIXES = (b"\\??\\", b"\\\\?\\", b"\\DosDevices\\")
 
 
-class Names(Protocol):
+class Directories(Protocol):
     """The directories of a volume, by number."""
 
     def parent(self, number: int) -> int:
         """Return the directory that holds a file."""
         ...
 
-    def find(self, number: int, name: bytes) -> tuple[bytes, int] | None:
-        """Look up a name as Windows does; the name as it is stored, and the number of its file."""
+    def entries(self, number: int) -> Iterator[IndexEntry]:
+        """Yield the names in a directory."""
         ...
+
+
+class _Index(NamedTuple):
+    """The names of one directory."""
+
+    exact: dict[bytes, int]
+    folded: dict[str, tuple[bytes, int]]
+
+
+class Names:
+    """Looks names up as Windows does; a folder of links asks for the same directories again and again."""
+
+    def __init__(self, directories: Directories) -> None:
+        self._directories = directories
+        self._indexes: SharedCache[int, _Index] = SharedCache(
+            _CACHED_NAMES, lambda index: len(index.exact) + 1
+        )
+
+    def parent(self, number: int) -> int:
+        """Return the directory that holds a file."""
+        return self._directories.parent(number)
+
+    def find(self, number: int, name: bytes) -> tuple[bytes, int] | None:
+        """Look up a name, best in the very same case; the name as stored, and the number of its file."""
+        index = self._indexes.get_or_make(number, lambda: self._read(number))
+        if name in index.exact:
+            return name, index.exact[name]
+        return index.folded.get(_upper(name))
+
+    def _read(self, number: int) -> _Index:
+        """Read a directory; what is none, or is damaged, has fewer names or none."""
+        index = _Index({}, {})
+        with contextlib.suppress(VolumeError, struct.error):
+            for entry in self._directories.entries(number):
+                index.exact[entry.name] = entry.number
+                index.folded.setdefault(_upper(entry.name), (entry.name, entry.number))
+        return index
+
+
+def _upper(name: bytes) -> str:
+    return name.decode("utf-8", "surrogatepass").upper()
 
 
 class _Target(NamedTuple):

@@ -18,7 +18,7 @@ from mountfs.drivers import _ntfs_records as records
 from mountfs.drivers._content import RunContent, read_at
 from mountfs.drivers._ntfs_attributes import ACL, OS2, REPARSE, os2_attributes, plain_attributes
 from mountfs.drivers._ntfs_compact import COMPACT_STREAM, CompactContent
-from mountfs.drivers._ntfs_links import plain_target, posix_target
+from mountfs.drivers._ntfs_links import Names, plain_target, posix_target
 from mountfs.drivers._ntfs_security import SecurityStream
 from mountfs.drivers._ntfs_special import (
     FLAG_ENCRYPTED,
@@ -83,7 +83,7 @@ class NtfsVolume:
             self._table = self._library.runs(tables[0], size)
         self._table_size = size
         self._chunks = ChunkReader(device)
-        self._names = _Names(self)
+        self._names = Names(self)
         self._lock = threading.Lock()
         self._security: SecurityStream | None = None
 
@@ -326,34 +326,6 @@ class NtfsVolume:
                         raise VolumeError(f"a directory index of {size} bytes")
                     return RunContent(self._device, self._library.runs(attribute, size), size)
         return None
-
-
-class _Names:
-    """Looks names up as Windows does, for its links."""
-
-    def __init__(self, volume: NtfsVolume) -> None:
-        self._volume = volume
-
-    def parent(self, number: int) -> int:
-        """See `Names.parent`."""
-        return self._volume.parent(number)
-
-    def find(self, number: int, name: bytes) -> tuple[bytes, int] | None:
-        """See `Names.find`; the name in the very same case is preferred."""
-        folded, other = _upper(name), None
-        try:
-            for entry in self._volume.entries(number):
-                if entry.name == name:
-                    return name, entry.number
-                if other is None and _upper(entry.name) == folded:
-                    other = entry.name, entry.number
-        except (VolumeError, struct.error):
-            return None
-        return other
-
-
-def _upper(name: bytes) -> str:
-    return name.decode("utf-8", "surrogatepass").upper()
 
 
 def _record_size(boot: bytes) -> int:
