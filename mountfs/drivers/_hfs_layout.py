@@ -154,13 +154,17 @@ def _time(seconds: int) -> int:
 
 def name_of(raw: bytes) -> bytes:
     """Return a name as macOS shows it: its slash is a colon there; NUL gets its symbol."""
-    (length,) = struct.unpack_from(">H", raw, 0)
-    text = raw[2 : 2 + 2 * length].decode("utf-16-be", "surrogatepass")
+    text = _text(raw)
     return text.replace("/", ":").replace("\0", "\u2400").encode("utf-8", "surrogatepass")
 
 
 def attribute_name(raw: bytes) -> str:
     """Return the name of an extended attribute, as bytes of UTF-8 come to text."""
+    return _text(raw).encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
+
+
+def _text(raw: bytes) -> str:
     (length,) = struct.unpack_from(">H", raw, 0)
-    text = raw[2 : 2 + 2 * length].decode("utf-16-be", "surrogatepass")
-    return text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
+    if 2 + 2 * length > len(raw):
+        raise VolumeError("an HFS+ name is damaged: it is longer than its key")
+    return raw[2 : 2 + 2 * length].decode("utf-16-be", "surrogatepass")

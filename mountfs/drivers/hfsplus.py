@@ -85,13 +85,13 @@ class HfsVolume:
         """See `Volume.listing`; where hard-linked files and folders live is hidden."""
         number, found = _key(node).number, ListingBuilder()
         for record in self._children(number):
-            name = name_of(record.key[4:])
-            if number == _ROOT and name in {_FILES, _FOLDERS}:
-                continue
+            name = b""
             try:
                 with reading("its record"):
+                    name = name_of(record.key[4:])
                     entry = parse_entry(record.value)
-                    if entry is not None and name:
+                    hidden = number == _ROOT and name in {_FILES, _FOLDERS}
+                    if entry is not None and name and not hidden:
                         found.add(self._node(name, *self._linked(record, entry)))
             except VolumeError as error:
                 found.damaged(f"{name!r} cannot be read: {error}")

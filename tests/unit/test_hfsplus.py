@@ -253,3 +253,13 @@ def test_a_map_that_ends_too_early() -> None:
     tree = opened(bytes(volume))
     with pytest.raises(VolumeError, match="ends at byte"):
         whole(tree, walk(tree, b"fragments"))
+
+
+def test_a_name_that_is_longer_than_its_key() -> None:
+    volume = bytearray(make())
+    at = volume.index(text("bare")) + 1
+    volume[at] = 200
+    tree = opened(bytes(volume))
+    with pytest.raises(VolumeError, match="longer than its key"):
+        list(tree.children(tree.root()))
+    assert tree.child(tree.root(), b"fragments") is not None
