@@ -57,6 +57,10 @@ KINDS = {
 }
 
 
+def copy_sparse(source: Path, target: Path) -> None:
+    run("cp", "--sparse=always", "--reflink=never", source, target)
+
+
 def put(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
@@ -94,14 +98,14 @@ def live_copy(kind: Kind, folder: Path, change: Callable[[Path], None] = use) ->
         kernel_mount(device, kind.system, read_only=False, options=options) as top,
     ):
         change(top)
-        shutil.copy(image, copy)
+        copy_sparse(image, copy)
     return copy
 
 
 def judged(copy: Path, folder: Path, *, read_only: bool = True) -> Entries:
     """What the kernel finds after it replayed the journal."""
     judge = folder / "judge"
-    shutil.copy(copy, judge)
+    copy_sparse(copy, judge)
     with (
         loop_device(judge) as device,
         kernel_mount(device, "ext4", read_only=read_only, options=("noatime",)) as top,
@@ -148,7 +152,7 @@ def test_a_volume_in_use_is_what_the_kernel_makes_of_it(copy: Path, tmp_path: Pa
 def test_without_its_journal_it_would_be_another(copy: Path, tmp_path: Path) -> None:
     """The test above proves nothing for a volume that is already whole."""
     plain = tmp_path / "plain"
-    shutil.copy(copy, plain)
+    copy_sparse(copy, plain)
     with plain.open("r+b") as file:
         file.seek(1024 + 0x60)
         (features,) = struct.unpack("<I", file.read(4))
@@ -309,7 +313,7 @@ def test_a_journal_that_cannot_be_replayed_is_said(
     live: Path, tmp_path: Path, at: int, data: bytes, reason: str
 ) -> None:
     broken = tmp_path / "broken"
-    shutil.copy(live, broken)
+    copy_sparse(live, broken)
     poked(broken, journal_of(broken).place(0) + at, data)
     assert note_of(broken).startswith("dirty: the journal was not replayed: ")
     assert reason in note_of(broken)
@@ -318,7 +322,7 @@ def test_a_journal_that_cannot_be_replayed_is_said(
 
 def test_a_damaged_commit_ends_the_replay_and_is_said(live: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
-    shutil.copy(live, broken)
+    copy_sparse(live, broken)
     journal = journal_of(broken)
     commit = next(at for at in journal.headers(broken, 2) if at > journal.start(broken))
     poked(broken, journal.place(commit) + 0x100, b"x")
@@ -329,7 +333,7 @@ def test_a_damaged_commit_ends_the_replay_and_is_said(live: Path, tmp_path: Path
 def test_a_damaged_copy_of_a_block_is_an_error_when_it_is_read(live: Path, tmp_path: Path) -> None:
     """The kernel refuses the whole volume; what does not need that block can still be had."""
     broken = tmp_path / "broken"
-    shutil.copy(live, broken)
+    copy_sparse(live, broken)
     journal = journal_of(broken)
     for at in journal.headers(broken, 1):
         poked(broken, journal.place(at + 1) + 100, b"damage")
@@ -352,7 +356,7 @@ def test_an_external_journal_is_said(tmp_path: Path) -> None:
         run("mkfs.ext4", "-q", "-F", "-b", "4096", "-J", f"device={outer}", device)
         with kernel_mount(device, "ext4", read_only=False) as top:
             put(top / "file", b"content")
-            shutil.copy(image, copy)
+            copy_sparse(image, copy)
     assert note_of(copy) == "dirty: the journal was not replayed: it lies on another device"
     entries_or_nothing(copy)
 
