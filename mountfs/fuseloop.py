@@ -226,7 +226,7 @@ class FuseLoop:
         return _sized(value, fuse.parse_u32(request.body))
 
     def _listxattr(self, request: Request) -> bytes:
-        names = self._view.xattrs(self._nodes.path(request.node))
+        names = self._view.xattr_names(self._nodes.path(request.node))
         return _sized(b"".join(name + b"\0" for name in names), fuse.parse_u32(request.body))
 
     @staticmethod

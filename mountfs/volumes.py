@@ -6,6 +6,7 @@ holds. Its name is shown as a directory, so it is made of text that any file sys
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ _UNSAFE = re.compile(r'[/\\:*?"<>|]')
 DISKLABEL = "bsd"
 """Type of a partition that is itself divided into partitions of the same table."""
 ENCRYPTED = frozenset({"bitlocker", "luks1", "luks2"})
-_PARTS_OF_BIGGER = frozenset({"lvm2", "mdraid", "zfs", "bcache"})
+_PARTS_OF_BIGGER = frozenset(
+    {"lvm2", "mdraid", "zfs", "bcache", "corestorage", "ldm", "storage-spaces", "vmfs-member"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,7 @@ def _look(
     """Fill in what a volume holds; ``label`` names it if that has no name, or always as its ``own_name``."""
     info, table, reason, failure = None, None, volume.reason, None
     try:
-        info = identify(device)
+        info = _noted(identify(device), device, openers.drivers)
         if info is None and nested and not reason:
             table = _inner_table(device)
             info = FileSystemInfo(table.scheme) if table is not None else None
@@ -177,6 +180,19 @@ def _look(
         reason=reason or ("" if table is not None else _reason(info, openers)),
         failure=failure,
     )
+
+
+def _noted(
+    info: FileSystemInfo | None, part: BlockDevice, drivers: Sequence[FileSystemDriver]
+) -> FileSystemInfo | None:
+    """Let the driver that will open a volume say what it makes of its state."""
+    if info is None or not info.note:
+        return info
+    for driver in drivers:
+        if info.type in driver.types and driver.note is not None:
+            with contextlib.suppress(MountfsError):
+                return dataclasses.replace(info, note=driver.note(part, info))
+    return info
 
 
 def _container_label(device: BlockDevice, info: FileSystemInfo, openers: Openers) -> str:

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 from imageformat.errors import MountfsError, VolumeError
 from mountfs.drivers._btrfs_default import default_subvolume
 from mountfs.drivers._xfs_log import SECTOR, Log
-from mountfs.signatures.window import Signature, is_power_of_two
+from mountfs.signatures.window import Signature, fixed, is_power_of_two
 from mountfs.tree import FileSystemInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mountfs.signatures.window import Window
 
 _EXT = 1024
@@ -37,7 +35,8 @@ _SWAP = 1024
 _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
 _HIBERNATED = (b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB0001")
 _XFS_NEEDS_REPAIR = 0x10
-_DIRTY = "dirty: the journal was not replayed"
+NOT_REPLAYED = "the journal was not replayed"
+"""Of a volume by itself; a driver that replays says so in this place."""
 
 
 def _ext(window: Window) -> FileSystemInfo | None:
@@ -54,7 +53,7 @@ def _ext(window: Window) -> FileSystemInfo | None:
     else:
         kind = "ext2" if not incompat & _EXT_RECOVER else "ext4"
     state = window.number(_EXT + 58, "<H")
-    notes = [_DIRTY] if incompat & _EXT_RECOVER else []
+    notes = [f"dirty: {NOT_REPLAYED}"] if incompat & _EXT_RECOVER else []
     if state & 0x02:
         notes.append("the file system was marked as having errors")
     elif not notes and not state & 0x01 and kind != "jbd":
@@ -148,21 +147,6 @@ def _swap(window: Window) -> FileSystemInfo | None:
     return FileSystemInfo("swap", window.text(_SWAP + 28, 16), window.uuid(_SWAP + 12), note)
 
 
-def _fixed(
-    kind: str, *, uuid: int | None = None, label: tuple[int, int] | None = None
-) -> Callable[[Window], FileSystemInfo | None]:
-    """Describe a kind whose label and uuid stand at fixed places."""
-
-    def describe(window: Window) -> FileSystemInfo | None:
-        return FileSystemInfo(
-            kind,
-            window.text(*label) if label is not None else "",
-            window.uuid(uuid) if uuid is not None else "",
-        )
-
-    return describe
-
-
 def _squashfs(window: Window) -> FileSystemInfo | None:
     big_endian = window.has(0, b"sqsh")
     major = window.number(28, ">H" if big_endian else "<H")
@@ -183,11 +167,11 @@ SIGNATURES = (
     Signature(((0, b"XFSB"),), _xfs),
     Signature(((_EXT + 56, b"\x53\xef"),), _ext),
     Signature(tuple((start + 52, b"ReIsEr") for start in (65536, 8192)), _reiserfs),
-    Signature(((_JFS, b"JFS1"),), _fixed("jfs", uuid=_JFS + 136, label=(_JFS + 152, 16))),
+    Signature(((_JFS, b"JFS1"),), fixed("jfs", uuid=_JFS + 136, label=(_JFS + 152, 16))),
     Signature(((0, b"hsqs"), (0, b"sqsh")), _squashfs),
-    Signature(((0, b"\x45\x3d\xcd\x28"), (0, b"\x28\xcd\x3d\x45")), _fixed("cramfs", label=(48, 16))),
+    Signature(((0, b"\x45\x3d\xcd\x28"), (0, b"\x28\xcd\x3d\x45")), fixed("cramfs", label=(48, 16))),
     Signature(((_BTRFS + 64, b"_BHRfS_M"),), _btrfs),
     Signature(((_F2FS, b"\x10\x20\xf5\xf2"),), _f2fs),
-    Signature(((_EROFS, b"\xe2\xe1\xf5\xe0"),), _fixed("erofs", uuid=_EROFS + 48, label=(_EROFS + 64, 16))),
-    Signature(((65536, b"\x01\x16\x19\x70"),), _fixed("gfs2", uuid=65536 + 256)),
+    Signature(((_EROFS, b"\xe2\xe1\xf5\xe0"),), fixed("erofs", uuid=_EROFS + 48, label=(_EROFS + 64, 16))),
+    Signature(((65536, b"\x01\x16\x19\x70"),), fixed("gfs2", uuid=65536 + 256)),
 )

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from imageformat.errors import MountfsError
+from mountfs.tree import FileSystemInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imageformat.device import BlockDevice
-    from mountfs.tree import FileSystemInfo
 
 MAX_READ = 1 << 18
 """No probe needs more at once; a longer wish comes from a hostile field."""
@@ -102,3 +102,18 @@ def uuid_text(raw: bytes) -> str:
 def is_power_of_two(number: int) -> bool:
     """Whether exactly one bit is set."""
     return number > 0 and not number & (number - 1)
+
+
+def fixed(
+    kind: str, *, uuid: int | None = None, label: tuple[int, int] | None = None
+) -> Callable[[Window], FileSystemInfo | None]:
+    """Describe a kind whose label and uuid stand at fixed places."""
+
+    def describe(window: Window) -> FileSystemInfo | None:
+        return FileSystemInfo(
+            kind,
+            window.text(*label) if label is not None else "",
+            window.uuid(uuid) if uuid is not None else "",
+        )
+
+    return describe
