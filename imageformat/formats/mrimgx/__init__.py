@@ -1,4 +1,4 @@
-"""Images and file-and-folder backups of Macrium Reflect X: full, differential, incremental, split, encrypted."""
+"""Images and file-and-folder backups of Macrium Reflect X, and of whole sets of them."""
 
 from __future__ import annotations
 

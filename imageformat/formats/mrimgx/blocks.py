@@ -30,8 +30,8 @@ class Wanted(NamedTuple):
     """One block to be read."""
 
     entry: Entry
-    index: int
-    """Its number in the partition, or in the reserved area: the vector of its encryption."""
+    number: int
+    """Its place in the partition, or in the reserved area: the vector of its encryption."""
     size: int
     """Plain length it should have."""
     least: int
@@ -62,7 +62,7 @@ class BlockReader:
             member = owner.member
             if first.position < 0 or first.position + size > member.root:
                 raise CorruptImageError(
-                    f"{member.name}: block {run[0].index} of partition {self._partition} is said to lie at "
+                    f"{member.name}: block {run[0].number} of partition {self._partition} is said to lie at "
                     f"{first.position}, outside of the file"
                 )
             data = member.device.pread(first.position, size)
@@ -83,7 +83,7 @@ class BlockReader:
             if not stored or len(stored) > block.size + (block.size >> 7) + 1024:
                 raise CorruptImageError(f"has a stored length of {len(stored)} bytes")
             if owner.cryptor is not None:
-                stored = owner.cryptor.decrypt_block(stored, self._disk, self._partition, block.index)
+                stored = owner.cryptor.decrypt_block(stored, self._disk, self._partition, block.number)
             plain = inflate(stored, block.size) if owner.member.document.compressed else stored
             if not block.least <= len(plain) <= block.size:
                 raise CorruptImageError(f"has {len(plain)} bytes instead of {block.size}")
@@ -91,7 +91,7 @@ class BlockReader:
                 raise CorruptImageError("is damaged (MD5 differs)")
         except MountfsError as error:
             raise CorruptImageError(
-                f"{owner.member.name}: offset {block.entry.position}: block {block.index} of partition "
+                f"{owner.member.name}: offset {block.entry.position}: block {block.number} of partition "
                 f"{self._partition} {error}"
             ) from error
         return plain

@@ -207,7 +207,7 @@ class BlockMap:
                 yield unpack_entry(page, block * ENTRY_SIZE)
 
     def runs(self, first: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield start and end of each run of stored blocks from ``first`` up to ``end``; neighbours may touch."""
+        """Yield start and end of the runs of stored blocks from ``first`` up to ``end``; two may touch."""
         number = self.occupied.find(1, first // PAGE)
         while 0 <= number * PAGE < end:
             start = number * PAGE
@@ -279,7 +279,7 @@ def open_index(member: Member, stored: Stored, limit: int, cache: BlockCache) ->
 
 
 def _ordered(table: EntryTable, limit: int, cache: BlockCache, where: str) -> EntryTable:
-    """Return the table of a delta index with its entries in order of their blocks; of one block, as they were."""
+    """Return a table of changes in order of their blocks; those of one block stay as they were."""
     blocks = array("I", chain.from_iterable(table.blocks(page) for page in range(table.pages)))
     if blocks and max(blocks) >= limit:
         raise CorruptImageError(f"{where}: its index changes block {max(blocks)} of {limit}")

@@ -53,7 +53,9 @@ def open_mrimgx(opening: Opening) -> ImageLayer:
     with ExitStack() as stack:
         stack.callback(opening.device.close)
         if opening.name.lower().endswith(_SIDE_FILE):
-            raise UnsupportedFeatureError(f"{opening.name}: a side file of Macrium Reflect, which holds no blocks")
+            raise UnsupportedFeatureError(
+                f"{opening.name}: a side file of Macrium Reflect, which holds no blocks"
+            )
         image = _Opener(opening, stack).image()
         return ForeignLayer(opening.name, dataclasses.replace(image, close=stack.pop_all().close))
 
@@ -118,7 +120,9 @@ class _Opener:
         if base is None:
             raise CorruptImageError(f"{chain.base.name}: its index is not complete")
         deltas = [index.delta for index in indexes[1:] if index.delta is not None]
-        return indexes[-1], BlockMap(base, deltas, self._cache, frozenset().union(*(i.numbers for i in indexes)))
+        return indexes[-1], BlockMap(
+            base, deltas, self._cache, frozenset().union(*(i.numbers for i in indexes))
+        )
 
     def _owners(self, maps: Sequence[Sequence[tuple[Index, BlockMap]]]) -> dict[int, Owner]:
         """Return the file of every number that a stored block names."""

@@ -209,7 +209,7 @@ class Folder:
             if name.lower().endswith(SUFFIXES) and self._is_last_part(name):
                 last = name
         raise IncompleteImageError(
-            f"{self.own.name}: is a part of a split image and says nothing by itself; open the last one, {last}"
+            f"{self.own.name}: is a part of a split image and nothing by itself; open the last part, {last}"
         )
 
     def _is_last_part(self, name: str) -> bool:
