@@ -277,3 +277,6 @@ class ImageFormat:
     listed: bool = True
     """Whether a file with such a suffix counts as an image when a folder is looked through. If not, it is one
     only when it is named."""
+    vague: bool = False
+    """Whether its probe only says what an image may hold, not that it is of this format. Such a format is
+    taken last: when no other recognises the content, and the suffix says nothing either."""

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engine.devices import ioctl, sysfs
-from engine.devices.holes import file_extents
 from engine.devices.sysfs import LOCAL, SystemRoots
 from imageformat.device import check_range
 from imageformat.errors import AccessDeniedError, MountfsError, NotFoundError, SourceReadError
 from imageformat.extent import Extent, ExtentKind
+from imageformat.storage.holes import file_extents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from engine.devices import ioctl
 from engine.devices.guards import TargetFacts, device_identity, file_identity, target_facts
-from engine.devices.holes import file_extents
 from engine.devices.sysfs import LOCAL, SystemRoots
 from imageformat.device import WritableDevice, check_range
 from imageformat.errors import (
@@ -25,6 +24,7 @@ from imageformat.errors import (
     TargetTooSmallError,
 )
 from imageformat.extent import Extent, ExtentKind
+from imageformat.storage.holes import file_extents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -41,14 +41,18 @@ def format_of(opening: Opening) -> ImageFormat:
     Raises:
         NotAnImageError: no format recognises it.
     """
-    for record in image_formats():
-        if record.probe(opening.device):
+    known = image_formats()
+    for record in known:
+        if not record.vague and record.probe(opening.device):
             return record
-    for record in image_formats():
+    for record in known:
         if opening.name.lower().endswith(record.suffixes):
             return record
-    known = ", ".join(record.name for record in image_formats())
-    raise NotAnImageError(f"{opening.name}: not an image of a known format ({known})")
+    for record in known:
+        if record.vague and record.probe(opening.device):
+            return record
+    names = ", ".join(record.name for record in known)
+    raise NotAnImageError(f"{opening.name}: not an image of a known format ({names})")
 
 
 def listed_suffixes() -> tuple[str, ...]:

@@ -1,0 +1,24 @@
+"""The sector size of a disk whose image does not record it: told by where its partition table lies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imageformat.device import BlockDevice
+
+_GPT = b"EFI PART"
+
+
+def sector_size_of(device: BlockDevice) -> int:
+    """Return 4096 for a disk with a GPT in its second sector of that size, else 512.
+
+    The header of a GPT is LBA 1 (UEFI specification, 5.3.2). Nothing else depends on the size of sectors
+    so visibly; a disk without one is read right with either.
+
+    Raises:
+        MountfsError: the disk cannot be read.
+    """
+    if device.size < 2 * 4096 or device.pread(512, len(_GPT)) == _GPT:
+        return 512
+    return 4096 if device.pread(4096, len(_GPT)) == _GPT else 512
