@@ -42,6 +42,10 @@ class Paint(Protocol):
         """Yield the ranges between ``start`` and ``end``, which lie in it, that it holds; ascending."""
         ...
 
+    def next(self, start: int) -> int:
+        """Return a place from ``start`` on before which it holds nothing."""
+        ...
+
     def read(self, start: int, end: int) -> bytes:
         """Return bytes of a range that it holds."""
         ...
@@ -58,6 +62,10 @@ class Bytes:
     def runs(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """See `Paint.runs`."""
         yield start, end
+
+    def next(self, start: int) -> int:
+        """See `Paint.next`."""
+        return max(start, self.start)
 
     def read(self, start: int, end: int) -> bytes:
         """See `Paint.read`."""
@@ -83,6 +91,10 @@ class Reserved:
     def runs(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """See `Paint.runs`."""
         yield start, end
+
+    def next(self, start: int) -> int:
+        """See `Paint.next`."""
+        return max(start, self.start)
 
     def read(self, start: int, end: int) -> bytes:
         """See `Paint.read`."""
@@ -131,6 +143,11 @@ class Blocks:
                 max(start, self.start + low * self._block_size),
                 min(end, self.start + high * self._block_size),
             )
+
+    def next(self, start: int) -> int:
+        """See `Paint.next`."""
+        block = max(0, start - self.start) // self._block_size
+        return max(start, self.start + self._index.next_used(block) * self._block_size)
 
     def _blocks(self, start: int, end: int) -> tuple[int, int]:
         return (start - self.start) // self._block_size, -(-(end - self.start) // self._block_size)
@@ -210,11 +227,20 @@ class MacriumDisk:
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
         """See `BlockDevice.extents`."""
         check_range(self.size, offset, size)
-        return coalesce(
-            extent
-            for start in range(offset, offset + size, _WINDOW)
-            for extent in self._window(start, min(start + _WINDOW, offset + size))
-        )
+        return coalesce(self._windows(offset, offset + size))
+
+    def _windows(self, start: int, end: int) -> Iterator[Extent]:
+        """Describe a range piece by piece; where nothing is stored for long, in one step."""
+        while start < end:
+            stored = min(
+                (paint.next(start) for paint in self._paints if start < paint.end), default=self.size
+            )
+            if stored > start:
+                yield from self._bare(start, min(stored, end))
+            start, stop = stored, min(stored + _WINDOW, end)
+            if start < stop:
+                yield from self._window(start, stop)
+                start = stop
 
     def _window(self, start: int, end: int) -> Iterator[Extent]:
         position = start

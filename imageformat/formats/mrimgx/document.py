@@ -137,7 +137,7 @@ def _partition(plan: PartitionPlan, disk: DiskPlan, file: FileFacts) -> Mapping[
         "total_clusters": volume.clusters,
         "type": volume.kind,
         "volume_guid": "",
-        "volume_label": partition.name,
+        "volume_label": "",
     }
     if volume.mft_record_size:
         file_system["mft_offset"] = partition.offset + volume.mft_offset

@@ -10,6 +10,7 @@ import hashlib
 import struct
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from itertools import chain, compress
 from operator import le
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,7 +39,6 @@ _MAX_RESERVED = 1 << 14
 _MAX_SORTED = 64 << 20
 """Bytes of a delta index that is not in order, which is sorted in memory."""
 _NUMBER = struct.Struct(f"<{ENTRY_SIZE}xI")
-_DELTA = struct.Struct(f"<{ENTRY_SIZE}sI")
 _TO_ONE = bytes([0]) + bytes([1]) * 255
 
 
@@ -50,10 +50,11 @@ def presence(entries: bytes, stride: int = ENTRY_SIZE) -> bytes:
     return length.to_bytes(len(entries) // stride, "little").translate(_TO_ONE)
 
 
-def file_numbers(entries: bytes, stride: int = ENTRY_SIZE) -> set[int]:
-    """Return which files the stored blocks of the entries lie in."""
+def file_numbers(entries: bytes, stride: int = ENTRY_SIZE) -> Counter[int]:
+    """Return which files the stored blocks of the entries lie in, and how many of them."""
     pairs = zip(entries[28::stride], entries[29::stride], strict=True)
-    return {low | high << 8 for low, high in set(compress(pairs, presence(entries, stride)))}
+    found = Counter(compress(pairs, presence(entries, stride)))
+    return Counter({low | high << 8: count for (low, high), count in found.items()})
 
 
 def runs_of(marks: bytes | bytearray, first: int = 0) -> Iterator[tuple[int, int]]:
@@ -145,12 +146,15 @@ class Delta:
 
     def between(self, low: int, high: int) -> Iterator[tuple[int, bytes]]:
         """Yield block and entry of what it says of blocks from ``low`` up to ``high``."""
-        for page in range(max(0, bisect_left(self._firsts, low) - 1), len(self._firsts)):
-            if self._firsts[page] >= high:
+        table = self._table
+        page = bisect_left(self._firsts, low)
+        nearest = max(0, page - 1) * PAGE, min(page * PAGE, table.count)
+        start = bisect_left(range(table.count), low, *nearest, key=table.block)
+        for number in range(start, table.count):
+            block = table.block(number)
+            if block >= high:
                 return
-            for entry, block in _DELTA.iter_unpack(self._table.page(page)):
-                if low <= block < high:
-                    yield block, entry
+            yield block, table.entry(number)[:ENTRY_SIZE]
 
     def touched_pages(self) -> Iterator[int]:
         """Yield the pages of the complete index in which it changes anything; some more than once."""
@@ -216,6 +220,11 @@ class BlockMap:
             yield from runs_of(presence(wanted), low)
             number = self.occupied.find(1, number + 1)
 
+    def next_used(self, block: int) -> int:
+        """Return a block from ``block`` on before which none is stored; `count` when none is at all."""
+        page = self.occupied.find(1, block // PAGE)
+        return max(block, page * PAGE) if page >= 0 else self.count
+
     def file_numbers(self) -> set[int]:
         """Return which files the stored blocks lie in: a look at every page."""
         used = (number for number, is_used in enumerate(self.occupied) if is_used)
@@ -237,8 +246,8 @@ class Index(NamedTuple):
     table: EntryTable | None
     """Of a complete index."""
     delta: Delta | None
-    numbers: frozenset[int]
-    """Files in which blocks lie, those of the reserved area as well."""
+    numbers: Counter[int]
+    """Files in which its blocks lie, and how many."""
 
 
 def open_index(member: Member, stored: Stored, limit: int, cache: BlockCache) -> Index:
@@ -268,14 +277,15 @@ def open_index(member: Member, stored: Stored, limit: int, cache: BlockCache) ->
     checksum = hashlib.md5(head, usedforsecurity=False)
     entries = head[_COUNT_SIZE : head_size - _COUNT_SIZE]
     table = EntryTable(device, position + head_size, count, stride, cache, member.name)
-    numbers = file_numbers(entries)
+    numbers: Counter[int] = Counter()
     for batch, pages in table.scan():
         checksum.update(batch)
-        numbers.update(*(file_numbers(page, stride) for page in pages))
+        for page in pages:
+            numbers += file_numbers(page, stride)
     if checksum.digest() != stored.header.md5:
         raise CorruptImageError(f"{where}: its index is damaged (MD5 differs)")
     delta = Delta(_ordered(table, limit, cache, where)) if is_delta else None
-    return Index(entries, None if is_delta else table, delta, frozenset(numbers))
+    return Index(entries, None if is_delta else table, delta, numbers)
 
 
 def _ordered(table: EntryTable, limit: int, cache: BlockCache, where: str) -> EntryTable:

@@ -25,6 +25,7 @@ from imageformat.formats.mrimgx.structs import (
     LAST,
     MAX_METADATA,
     OLD_FIRST_BYTE,
+    SECTOR,
     TRACK0,
     TRAILER_SIZE,
     BlockHeader,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
     Decipher: TypeAlias = Callable[[bytes], bytes]
 
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+"""No boot sector begins so: the flag that says what is compressed has no checksum."""
 _MAX_LIST = 64
 """Metadata blocks in one list; the longest of real files has four."""
 
@@ -107,8 +110,9 @@ class Member:
             for disk in self.document.disks:
                 blocks, position = _walk(self.device, position, self.root)
                 outer = self._payloads(blocks, (TRACK0, EPT), decipher)
-                if not outer.get(TRACK0):
-                    raise CorruptImageError("a disk has no $TRACK0")
+                track0 = outer.get(TRACK0, b"")
+                if not track0 or len(track0) % SECTOR or track0.startswith(_ZSTD_MAGIC):
+                    raise CorruptImageError(f"a disk has no $TRACK0 of whole sectors: {len(track0)} bytes")
                 indexes = []
                 for _ in disk.partitions:
                     inner, position = _walk(self.device, position, self.root)
@@ -116,7 +120,7 @@ class Member:
                     blocks += inner
                 records = unpack_boot_records(outer.get(EPT, b"")) if disk.format == "mbr" else ()
                 proofs = b"".join(block.header.md5 for block in blocks)
-                found.append(DiskLists(outer[TRACK0], records, tuple(indexes), proofs))
+                found.append(DiskLists(track0, records, tuple(indexes), proofs))
         except ImageError as error:
             raise type(error)(f"{self.name}: {error}") from error
         return tuple(found)

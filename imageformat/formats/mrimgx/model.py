@@ -48,7 +48,8 @@ class Header:
     increment_number: int
     delta_index: bool
     split_file: bool
-    merged_files: tuple[int, ...]
+    owned: frozenset[int]
+    """Numbers of all files whose blocks are in this one."""
     index_file_position: int
     backup_type: str
     """Of the job, not of this file."""
@@ -56,11 +57,6 @@ class Header:
     backup_time: int
     """Unix seconds."""
     host: str
-
-    @property
-    def owned(self) -> frozenset[int]:
-        """Numbers of all files whose blocks are in this one."""
-        return frozenset((self.file_number, *self.merged_files))
 
 
 class History(NamedTuple):
@@ -199,13 +195,14 @@ def _header(keys: _Keys) -> Header:
     merged = keys.items("merged_files", _MAX_HISTORY)
     if any(type(number) is not int or not 0 <= number <= 0xFFFF for number in merged):
         raise CorruptImageError("$JSON: _header.merged_files has what is no file number")
+    file_number = keys.number("file_number", top=0xFFFF)
     return Header(
         image_id=keys.hexadecimal("imageid", _IMAGE_ID),
-        file_number=keys.number("file_number", top=0xFFFF),
+        file_number=file_number,
         increment_number=keys.number("increment_number", top=0xFFFF),
         delta_index=keys.flag("delta_index", default=True),
         split_file=keys.flag("split_file", default=False),
-        merged_files=tuple(number for number in merged if isinstance(number, int)),
+        owned=frozenset((file_number, *(number for number in merged if isinstance(number, int)))),
         index_file_position=keys.number("index_file_position"),
         backup_type=keys.text("backup_type"),
         backup_format=keys.text("backup_format", "partition"),

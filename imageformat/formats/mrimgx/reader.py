@@ -48,6 +48,7 @@ def open_mrimgx(opening: Opening) -> ImageLayer:
         UnsupportedFeatureError: of Reflect 8 or older, or encrypted without `cryptography` installed.
         LockedError: encrypted, and no password that was given is right.
         ParentMissingError, ParentMismatchError: files of its set are missing, or are not the right ones.
+        PartOfImageError: a part of a split image that is not its last.
         IncompleteImageError, CorruptImageError
     """
     with ExitStack() as stack:
@@ -67,7 +68,7 @@ class _Opener:
         self._opening = opening
         self._stack = stack
         self._own = open_member(opening.device, opening.name)
-        self._folder = Folder(self._own, opening.siblings, stack)
+        self._folder = Folder(self._own, opening.name.rsplit("/", 1)[-1], opening.siblings, stack)
         self._cache = BlockCache(_CACHE_SIZE)
         self._cryptors: dict[Encryption, Cryptor] = {}
 
@@ -92,7 +93,8 @@ class _Opener:
         identity = b"".join(
             member.json_md5 + b"".join(part.proofs for part in lists[member.json_md5]) for member in members
         )
-        return _describe(self._own, chain, disks, identity, frozenset(owners), members)
+        own_indexes = [index for disk in maps for index, _ in disk]
+        return _describe(self._own, chain, disks, identity, frozenset(owners), own_indexes)
 
     def _lists(self, member: Member) -> tuple[DiskLists, ...]:
         cryptor = self._cryptor(member)
@@ -131,7 +133,7 @@ class _Opener:
             numbers = blocks.numbers
             if not numbers <= self._own.document.header.owned:
                 numbers = frozenset(blocks.file_numbers())
-            named |= numbers | file_numbers(index.reserved)
+            named |= {*numbers, *file_numbers(index.reserved)}
         owners = {}
         for number in sorted(named):
             member = self._folder.owner(number)
@@ -238,13 +240,29 @@ def _type(own: Member, used: frozenset[int]) -> ImageType:
     return ImageType.DIFFERENTIAL if header.backup_type == "diff" else ImageType.INCREMENTAL
 
 
+def _counts(own: Member, indexes: Sequence[Index]) -> dict[str, int]:
+    """Tell how many blocks a file holds itself, and how many of a complete index nobody does."""
+    owned = own.document.header.owned
+    partitions = [partition for disk in own.document.disks for partition in disk.partitions]
+    data = [sum(count for number, count in index.numbers.items() if number in owned) for index in indexes]
+    unused = [index.table.count - index.numbers.total() for index in indexes if index.table is not None]
+    return {
+        "data_blocks": sum(data),
+        "unused_blocks": sum(unused),
+        "raw_bytes": sum(
+            count * partition.block_size for count, partition in zip(data, partitions, strict=True)
+        ),
+        "stored_bytes": own.document.header.index_file_position,
+    }
+
+
 def _describe(
     own: Member,
     chain: ChainMembers,
     disks: tuple[ForeignDisk, ...],
     identity: bytes,
     used: frozenset[int],
-    members: Sequence[Member],
+    indexes: Sequence[Index],
 ) -> ForeignImage:
     document, header = own.document, own.document.header
     first = document.disks[0]
@@ -262,7 +280,7 @@ def _describe(
         "backup_format": header.backup_format,
         "compression": document.compression,
         "encryption": f"aes-{8 * document.encryption.key_length}" if document.encryption else "",
-        "files": len(members),
+        **_counts(own, indexes),
     }
     return ForeignImage(
         format=FORMAT,

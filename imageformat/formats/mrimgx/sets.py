@@ -8,25 +8,29 @@ builds a wrong image when a file from the middle of a chain is missing.
 from __future__ import annotations
 
 import posixpath
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from imageformat.errors import (
-    IncompleteImageError,
-    MountfsError,
+    AccessDeniedError,
+    ImageError,
+    NotFoundError,
     ParentMismatchError,
     ParentMissingError,
+    PartOfImageError,
 )
 from imageformat.formats.mrimgx.member import open_member
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from contextlib import ExitStack
 
     from imageformat.formats.mrimgx.member import Member
     from imageformat.siblings import Siblings
 
 SUFFIXES = (".mrimgx", ".mrbakx", ".mrimg", ".mrbak")
+_NOT_FOR_US = (AccessDeniedError, NotFoundError, ParentMissingError)
+"""Why a file of the folder is none of the set. A storage that fails is an error, whatever the file is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class Folder:
     """The files of one set that lie beside an opened one and are older. One thread, while it is opened."""
 
     own: Member
+    own_name: str
+    """Of the file, without its folder."""
     siblings: Siblings
     stack: ExitStack
     """Closes every file that is opened here."""
@@ -55,7 +61,7 @@ class Folder:
         if self._peers is None:
             self._peers = []
             for name in self.siblings.names():
-                if name.lower().endswith(SUFFIXES):
+                if name != self.own_name and name.lower().endswith(SUFFIXES):
                     self._consider(name)
         return self._peers
 
@@ -63,18 +69,19 @@ class Folder:
         """Open a file and keep it if it is an older one of this set, and no copy of one that is known."""
         try:
             sibling = self.siblings.open(name)
-        except MountfsError:
+        except _NOT_FOR_US:
             self._unreadable.append(name)
             return
-        member = None
-        try:
-            member = open_member(sibling.device, posixpath.basename(sibling.name))
-        except MountfsError:
-            self._unreadable.append(name)
-        if member is None or not self._is_older(member):
-            sibling.device.close()
-            return
-        self.stack.callback(member.device.close)
+        with ExitStack() as unless_kept:
+            unless_kept.callback(sibling.device.close)
+            try:
+                member = open_member(sibling.device, posixpath.basename(sibling.name))
+            except ImageError:
+                self._unreadable.append(name)
+                return
+            if not self._is_older(member):
+                return
+            self.stack.push(unless_kept.pop_all())
         peers = self._peers if self._peers is not None else []
         peers.append(member)
 
@@ -177,13 +184,18 @@ class Folder:
             if not (member.document.header.delta_index or member.document.header.split_file)
         ]
         if not complete:
-            numbers = [
+            recorded = {
                 entry.file_number
                 for disk in self.own.document.disks
                 for partition in disk.partitions
                 for entry in partition.history
-            ]
-            raise self._missing(min(numbers, default=0))
+            }
+            older = recorded - self.own.document.header.owned
+            if not older:
+                raise ParentMissingError(
+                    f"{self.own.name}: holds changes only, and the files that they are changes to are missing"
+                )
+            raise self._missing(min(older))
         return self.owner(max(complete))
 
     def _check_layout(self, member: Member) -> None:
@@ -199,30 +211,25 @@ class Folder:
         """Refuse to open a part of a split image that is not its last.
 
         Raises:
-            IncompleteImageError: it is one; the message names the last part when it is there.
+            PartOfImageError: it is one; the message names the last part when it is there.
         """
         own = self.own.document.header
         if not own.split_file:
             return
         last = "of the highest number"
         for name in self.siblings.names():
-            if name.lower().endswith(SUFFIXES) and self._is_last_part(name):
+            if name != self.own_name and name.lower().endswith(SUFFIXES) and self._is_last_part(name):
                 last = name
-        raise IncompleteImageError(
+        raise PartOfImageError(
             f"{self.own.name}: is a part of a split image and nothing by itself; open the last part, {last}"
         )
 
     def _is_last_part(self, name: str) -> bool:
         try:
-            device = self.siblings.open(name).device
-        except MountfsError:
+            with closing(self.siblings.open(name).device) as device:
+                header = open_member(device, name).document.header
+        except (*_NOT_FOR_US, ImageError):
             return False
-        try:
-            header = open_member(device, name).document.header
-        except MountfsError:
-            return False
-        finally:
-            device.close()
         own = self.own.document.header
         return (
             header.image_id == own.image_id

@@ -32,7 +32,8 @@ INDEX = b"$INDEX  "
 DATA_ALIGN = 4096
 RESERVED_SEGMENT = 4 << 20
 """The reserved area is cut into pieces of this size."""
-TRACK0_SIZE = 63 * 512
+SECTOR = 512
+TRACK0_SIZE = 63 * SECTOR
 MAX_METADATA = 4 << 20
 """Decoded size of any metadata block but the index: documents say at most 1 MiB for the biggest."""
 MAX_BLOCK_SIZE = 4 << 20
@@ -44,7 +45,6 @@ _TRAILER = struct.Struct("<Q12s")
 _ENTRY = struct.Struct("<q16sIH")
 _COUNT = struct.Struct("<i")
 _EPT_PLACE = struct.Struct("<QH")
-_SECTOR = 512
 _EPT_STRIDES = (528, 522)
 
 
@@ -147,7 +147,7 @@ def unpack_boot_records(data: bytes) -> tuple[BootRecord, ...]:
     if rest or stride not in _EPT_STRIDES:
         raise CorruptImageError(f"$EPT of {len(data)} bytes cannot hold {count} boot records")
     return tuple(
-        BootRecord(data[at : at + _SECTOR], *_EPT_PLACE.unpack_from(data, at + _SECTOR))
+        BootRecord(data[at : at + SECTOR], *_EPT_PLACE.unpack_from(data, at + SECTOR))
         for at in range(_COUNT.size, len(data), stride)
     )
 
