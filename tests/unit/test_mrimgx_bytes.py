@@ -468,3 +468,35 @@ def test_a_disk_that_is_said_to_be_endless() -> None:
         assert found[-3].offset == 64 * KIB + ((1 << 32) - 1) * 16 * KIB
         assert found[-1].end == 1 << 60
         assert device.pread((1 << 60) - 1, 1) == b"\0"
+
+
+def test_an_index_that_changes_while_it_is_open() -> None:
+    files, name, _ = full(MacriumSet((small_disk(),), compression="none"))
+    with closing(opened(files, name)) as layer:
+        device = layer.device()  # type: ignore[attr-defined]
+        stored = next(paint for paint in device._paints if hasattr(paint, "_index"))._index._base._device
+        changed = bytearray(stored._content)
+        changed[changed.rfind(b"$INDEX  ") + 32 + 4 + 4 + 1] ^= 1
+        stored._content = bytes(changed)
+        with pytest.raises(CorruptImageError, match="changed while it was open"):
+            device.pread(64 * KIB, 1)
+
+
+class Short(MacriumSet):
+    """A block in the middle is stored short."""
+
+    def used_blocks(self, disk: Disk, part: Part) -> dict[int, bytes]:
+        found = super().used_blocks(disk, part)
+        found[3] = found[3][:-512]
+        return found
+
+
+@pytest.mark.parametrize("compression", ["none", "medium"])
+def test_a_short_block_in_the_middle(compression: str) -> None:
+    files, name, truth = full(Short((small_disk(),), compression=compression))
+    with closing(opened(files, name)) as layer:
+        device = layer.device()  # type: ignore[attr-defined]
+        place = (64 + 3 * 16) * KIB
+        assert device.pread(place - KIB, KIB) == truth[0][place - KIB : place]
+        with pytest.raises(CorruptImageError, match="block 3 of partition 0 has 15872 bytes"):
+            device.pread(place, 1)

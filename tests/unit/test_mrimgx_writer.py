@@ -12,6 +12,7 @@ import pytest
 from imageformat.device import MemoryDevice
 from imageformat.errors import DestinationError, SourceReadError, UsageError
 from imageformat.extent import Extent, ExtentKind
+from imageformat.formats.mrimgx.layout import plan_disk
 from imageformat.formats.mrimgx.writer import LeftOut, SourceDisk, WriteOptions, Written, write_mrimgx
 from imageformat.storage.local import LocalStorage
 from imageformat.storage.memory import MemoryStorage
@@ -256,3 +257,27 @@ def test_disks_that_make_no_image() -> None:
     for disks in ([], [disk, disk], [SourceDisk(MemoryDevice(b""))]):
         with pytest.raises(UsageError):
             write_mrimgx(MemoryStorage(), "a", disks, WriteOptions())
+
+
+class Huge(MemoryDevice):
+    """A disk of which only the first megabyte is anything."""
+
+    def __init__(self, content: bytes, size: int) -> None:
+        super().__init__(content)
+        self.size = size
+
+    def pread(self, offset: int, size: int) -> bytes:
+        return self._content[offset : offset + size].ljust(size, b"\0")
+
+
+@pytest.mark.parametrize(("size", "block"), [(1 << 40, 1 << 16), (1 << 43, 1 << 17), (1 << 48, 1 << 22)])
+def test_blocks_grow_with_the_disk(size: int, block: int) -> None:
+    """The length of an index is a number of 32 bits."""
+    (partition,) = plan_disk(Huge(noise(1, MIB), size), 512, 1 << 16).partitions
+    assert partition.block_size == block
+    assert partition.block_count * 30 < 1 << 32
+
+
+def test_a_disk_that_is_too_big() -> None:
+    with pytest.raises(UsageError, match="too big"):
+        plan_disk(Huge(noise(1, MIB), 1 << 52), 512, 1 << 16)
