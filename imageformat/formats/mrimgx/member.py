@@ -86,7 +86,7 @@ class DiskLists:
     """The checksums of all its metadata blocks, joined."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Member:
     """One file, opened. Owns its device."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,7 +16,7 @@ from imageformat.errors import CorruptImageError, UnsupportedFeatureError
 from imageformat.formats.mrimgx.structs import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 MAX_DISKS = 256
 MAX_PARTITIONS = 1024
@@ -59,14 +59,6 @@ class Header:
     host: str
 
 
-class History(NamedTuple):
-    """A file of the set as one of its members recorded it."""
-
-    file_number: int
-    file_name: str
-    """Without the folder."""
-
-
 @dataclass(frozen=True, slots=True)
 class PartitionModel:
     """One imaged partition. All places are bytes of the disk."""
@@ -83,7 +75,8 @@ class PartitionModel:
     reserved_length: int
     file_system: str
     label: str
-    history: tuple[History, ...]
+    history: Sequence[object]
+    """Files of the set as this one recorded them; see `recorded_names`."""
 
     @property
     def layout(self) -> tuple[int, int, int, int]:
@@ -262,10 +255,7 @@ def _partition(keys: _Keys) -> PartitionModel:
         reserved_length=reserved,
         file_system=system.text("type", "unknown"),
         label=system.text("volume_label"),
-        history=tuple(
-            History(entry.number("file_number", top=0xFFFF), _base_name(entry.text("file_name")))
-            for entry in header.each("file_history", _MAX_HISTORY)
-        ),
+        history=header.items("file_history", _MAX_HISTORY),
     )
 
 
@@ -284,5 +274,12 @@ def _lcn0(system: _Keys, start: int, reserved: int) -> int:
     return distance
 
 
-def _base_name(path: str) -> str:
-    return re.split(r"[/\\]", path)[-1]
+def recorded_names(document: Document) -> dict[int, str]:
+    """Return the names, without folders, that files of the set had by number; for messages and hints."""
+    found: dict[int, str] = {}
+    for partition in (partition for disk in document.disks for partition in disk.partitions):
+        for entry in partition.history:
+            match entry:
+                case {"file_number": int(number), "file_name": str(path)}:
+                    found.setdefault(number, re.split(r"[/\\]", path)[-1])
+    return found

@@ -21,6 +21,7 @@ from imageformat.errors import (
     PartOfImageError,
 )
 from imageformat.formats.mrimgx.member import open_member
+from imageformat.formats.mrimgx.model import recorded_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -124,23 +125,15 @@ class Folder:
     def _named(self, number: int) -> list[Member]:
         """Look where the user may have pointed to: the name that the opened file knows the other by."""
         before = len(self.peers())
-        name = self._recorded_name(number)
+        name = recorded_names(self.own.document).get(number, "")
         if name:
             noted = len(self._unreadable)
             self._consider(name)
             del self._unreadable[noted:]
         return [member for member in self.peers()[before:] if number in member.document.header.owned]
 
-    def _recorded_name(self, number: int) -> str:
-        for disk in self.own.document.disks:
-            for partition in disk.partitions:
-                for entry in partition.history:
-                    if entry.file_number == number:
-                        return entry.file_name
-        return ""
-
     def _missing(self, number: int) -> ParentMissingError:
-        name = self._recorded_name(number)
+        name = recorded_names(self.own.document).get(number, "")
         called = f" ({name!r} when it was made)" if name else ""
         unreadable = f"; these files beside it cannot be read: {_list(self._unreadable)}"
         return ParentMissingError(
@@ -184,13 +177,7 @@ class Folder:
             if not (member.document.header.delta_index or member.document.header.split_file)
         ]
         if not complete:
-            recorded = {
-                entry.file_number
-                for disk in self.own.document.disks
-                for partition in disk.partitions
-                for entry in partition.history
-            }
-            older = recorded - self.own.document.header.owned
+            older = recorded_names(self.own.document).keys() - self.own.document.header.owned
             if not older:
                 raise ParentMissingError(
                     f"{self.own.name}: holds changes only, and the files that they are changes to are missing"
