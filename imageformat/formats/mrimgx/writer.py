@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.cache import BlockCache
-from imageformat.errors import MountfsError, UsageError, VerificationError
+from imageformat.errors import UsageError, VerificationError
 from imageformat.extent import ExtentKind
 from imageformat.formats.mrimgx.document import DiskFacts, FileFacts, SetFacts, build_document
 from imageformat.formats.mrimgx.emit import ContainerWriter, DiskMetadata, IndexPages, encode_block
@@ -244,7 +244,7 @@ class _Writer:
                 is_last = number == len(self._files) - 1
                 target.commit(partial(_prove, key=key, number=number, is_last=is_last))
                 published.append(key)
-        except MountfsError:
+        except BaseException:
             for key in published:
                 self._storage.delete(key)
             raise
