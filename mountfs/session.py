@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from imageformat.plugins import discover
-from imageformat.secrets import NO_SECRETS, Secrets
+from imageformat.repository import NO_ACCESS, Access
 from imageformat.selection import open_location, problem_error
 from imageformat.view import ImageView, ReadAhead
 from mountfs import containers, drivers
@@ -60,10 +60,10 @@ class Session:
         *,
         capacity: int | None = None,
         read_ahead: bool = True,
-        secrets: Secrets = NO_SECRETS,
+        access: Access = NO_ACCESS,
     ) -> None:
-        self.location: Location = open_location(path, capacity=capacity)
-        self._secrets = secrets
+        self.location: Location = open_location(path, capacity=capacity, access=access)
+        self._secrets = access.secrets
         self._stack = ExitStack()
         self._stack.callback(self.location.repository.close)
         self._read_ahead: ReadAhead | None = None

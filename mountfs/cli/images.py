@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import LockedError, NotFoundError, UsageError
-from imageformat.secrets import NO_SECRETS, Secrets
+from imageformat.repository import NO_ACCESS, Access
+from imageformat.secrets import Secrets
 from imageformat.selection import split_image_path, split_selector
 from mountfs.cli.passwords import ATTEMPTS, ask, can_ask
 from mountfs.names import from_path_name
@@ -59,19 +60,19 @@ def _one_selector(*selectors: str | None) -> str | None:
 
 @contextmanager
 def opened_point(
-    name: ImageName, *, read_ahead: bool = False, secrets: Secrets = NO_SECRETS
+    name: ImageName, *, read_ahead: bool = False, access: Access = NO_ACCESS
 ) -> Iterator[tuple[Session, Point]]:
     """Open the one point that a name means."""
-    with Session(name.path, read_ahead=read_ahead, secrets=secrets) as session:
+    with Session(name.path, read_ahead=read_ahead, access=access) as session:
         yield session, session.location.point(name.selector)
 
 
 @contextmanager
 def opened_tree(
-    name: ImageName, *, read_ahead: bool = False, secrets: Secrets = NO_SECRETS
+    name: ImageName, *, read_ahead: bool = False, access: Access = NO_ACCESS
 ) -> Iterator[DiskTree]:
     """Open the tree of the one point that a name means."""
-    with opened_point(name, read_ahead=read_ahead, secrets=secrets) as (session, point):
+    with opened_point(name, read_ahead=read_ahead, access=access) as (session, point):
         tree = session.disk_tree(point)
         try:
             yield tree

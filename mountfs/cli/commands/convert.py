@@ -16,8 +16,7 @@ from engine.restore import restore
 from imageformat.errors import DestinationError, NotFoundError, UsageError
 from imageformat.formats import image_formats
 from imageformat.layer import ImageFormat
-from imageformat.repository import Point, Repository
-from imageformat.secrets import Secrets
+from imageformat.repository import Access, Point, Repository
 from imageformat.storage.local import LocalStorage
 from imageformat.view import ImageView
 from mountfs import __version__
@@ -64,7 +63,7 @@ mountfs convert disk.E01 disk.img
 @command
 def run(
     out: Renderer,
-    secrets: Secrets,
+    access: Access,
     image: Place,
     target: TargetName,
     to: To = None,
@@ -81,7 +80,7 @@ def run(
     """
     name = parse_name(image, point=point, at=at)
     wanted = to or _format_of(target)
-    with Session(name.path, secrets=secrets) as session:
+    with Session(name.path, access=access) as session:
         if wanted == NATIVE:
             points = _points(session, name.selector)
             new_set = check_set_name(set_name) if set_name else set_name_for(_set_source(session, points))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from imageformat.errors import LockedError, MountfsError
 from imageformat.layer import ImageInfo
-from imageformat.secrets import Secrets
+from imageformat.repository import Access
 from mountfs.cli.command import At, Image, PointName, command
 from mountfs.cli.images import failures_of, opened_point, parse_name, raise_first
 from mountfs.cli.render import Column, Renderer, format_size, format_time
@@ -37,10 +37,10 @@ mountfs info /backups/sdb --at 2026-11-20    the last of that day
 
 
 @command
-def run(out: Renderer, secrets: Secrets, image: Image, point: PointName = None, at: At = None) -> None:
+def run(out: Renderer, access: Access, image: Image, point: PointName = None, at: At = None) -> None:
     """Show what an image is: header, chain, disk, partitions, file systems, what is stored."""
     name = parse_name(image, point=point, at=at)
-    with opened_point(name, secrets=secrets) as (session, chosen):
+    with opened_point(name, access=access) as (session, chosen):
         view = session.view(chosen)
         chain = session.location.repository.chain(chosen)
         line = [chain.layer(depth).info for depth in range(chain.depth + 1)]

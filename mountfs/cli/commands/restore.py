@@ -14,8 +14,7 @@ from engine.devices.target import Target, open_target
 from engine.restore import RestoreProgress, RestoreResult, restore
 from imageformat.device import BlockDevice
 from imageformat.errors import MountfsError, NotConfirmedError, UnsupportedVolumeError, UsageError
-from imageformat.repository import Point
-from imageformat.secrets import Secrets
+from imageformat.repository import Access, Point
 from mountfs.cli.command import At, PointName, Threads, Yes, command
 from mountfs.cli.images import find_node, opened_point, parse_inner
 from mountfs.cli.render import Renderer, format_duration, format_size
@@ -45,7 +44,7 @@ mountfs restore /backups/sdb@3:2 partition.img    only the second partition
 @command
 def run(
     out: Renderer,
-    secrets: Secrets,
+    access: Access,
     image: ImageOrPart,
     target: TargetName,
     point: PointName = None,
@@ -63,7 +62,7 @@ def run(
     if target.endswith("/"):
         raise UsageError(f"{target} names a folder; name a disk, a partition or a file")
     with (
-        opened_point(name, read_ahead=False, secrets=secrets) as (session, chosen),
+        opened_point(name, read_ahead=False, access=access) as (session, chosen),
         chosen_part(session, chosen, name.inner) as part,
     ):
         facts = target_facts(target, image_files(session, chosen))
