@@ -175,4 +175,8 @@ def _missing(tree: DiskTree, parent: Node, name: bytes, depth: int) -> MountfsEr
         return error
     if parent.kind is not NodeKind.DIRECTORY:
         return NotFoundError(f"'{os.fsdecode(parent.name)}' is a {parent.kind.value}, not a folder")
-    return NotFoundError(f"there is no '{shown}' in '{os.fsdecode(parent.name)}'")
+    missing = NotFoundError(f"there is no '{shown}' in '{os.fsdecode(parent.name)}'")
+    slot = tree.slot_at(parent)
+    if slot is not None and slot.volume.reason:
+        missing.add_note(f"the files of this volume cannot be shown: {slot.volume.reason}")
+    return missing

@@ -58,7 +58,12 @@ class Pbkdf2:
         if not 1 <= self.iterations <= _MAX_ITERATIONS:
             raise VolumeError(f"deriving its key takes {self.iterations} rounds, more than is allowed here")
         check_hash(self.hash_name)
-        return hashlib.pbkdf2_hmac(self.hash_name, secret, self.salt, self.iterations, size)
+        try:
+            return hashlib.pbkdf2_hmac(self.hash_name, secret, self.salt, self.iterations, size)
+        except ValueError as error:
+            raise UnsupportedVolumeError(
+                f"PBKDF2 with {safe_text(self.hash_name)} is not known here"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,8 @@ class Argon2:
             raise UnsupportedVolumeError(
                 f"the installed cryptography library has no {self.variant}"
             ) from error
+        except ValueError as error:
+            raise VolumeError(f"deriving its key is not possible: {error}") from error
         except MemoryError as error:
             raise VolumeError(
                 f"deriving its key takes {self.memory_kib} KiB of memory, which is not there"

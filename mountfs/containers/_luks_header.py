@@ -37,6 +37,8 @@ _CHECKSUM_SIZE = 64
 _HEADER_SIZES = tuple(0x4000 << shift for shift in range(9))
 _SECTOR_SIZES = frozenset({512, 1024, 2048, 4096})
 _MAX_SLOTS = 32
+_MAX_DIGEST = 64
+"""Deriving a longer one takes longer."""
 
 _T = TypeVar("_T")
 
@@ -230,8 +232,8 @@ class _Luks2Json:
                 if _value(digest, "type", str) != "pbkdf2":
                     raise UnsupportedVolumeError("its key is recognised by something that is not known here")
                 expected = _bytes(digest, "digest")
-                if not expected:
-                    raise VolumeError("its LUKS2 header has an empty digest")
+                if not 0 < len(expected) <= _MAX_DIGEST:
+                    raise VolumeError(f"its LUKS2 header has a digest of {len(expected)} bytes")
                 yield _value(digest, "keyslots", list), Digest(_pbkdf2(digest), expected)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from imageformat.device import check_range
+from imageformat.errors import VolumeError
 from imageformat.extent import Extent, ExtentKind, coalesce
 
 if TYPE_CHECKING:
@@ -35,9 +36,15 @@ class SectorCipher(Protocol):
 
 
 class XtsSectors:
-    """AES in XTS; ``vectors`` makes the tweaks of sectors, one after another."""
+    """AES in XTS; ``vectors`` makes the tweaks of sectors, one after another.
+
+    Raises:
+        VolumeError: both halves of the key are the same, which the library refuses, as IEEE 1619 asks.
+    """
 
     def __init__(self, key: bytes, sector_size: int, vectors: Callable[[range], bytes]) -> None:
+        if key[: len(key) // 2] == key[len(key) // 2 :]:
+            raise VolumeError("both halves of its key are the same, which makes no sense in XTS")
         self.sector_size = sector_size
         self._algorithm = algorithms.AES(key)
         self._vectors = vectors

@@ -15,6 +15,7 @@ import pytest
 from imageformat.device import MemoryDevice
 from imageformat.errors import LockedError, MountfsError, UnsupportedVolumeError, VolumeError
 from imageformat.secrets import NO_SECRETS, Secrets
+from mountfs.containers._sectors import XtsSectors, counted_vectors
 from mountfs.containers.luks import open_luks
 from mountfs.signatures import identify
 from support.containers import (
@@ -274,7 +275,15 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a number in place of a text": (lambda found: found["segments"]["0"].update(offset=5), "offset"),
     "a negative offset": (lambda found: found["segments"]["0"].update(offset="-5"), "offset"),
     "a text in place of a table": (lambda found: found.update(keyslots="x"), "keyslots"),
-    "an empty digest": (lambda found: found["digests"]["0"].update(digest=""), "empty digest"),
+    "an empty digest": (lambda found: found["digests"]["0"].update(digest=""), "digest of 0"),
+    "a long digest": (
+        lambda found: found["digests"]["0"].update(digest=base64.b64encode(bytes(1000)).decode()),
+        "digest of 1000",
+    ),
+    "a hash that is no good": (
+        lambda found: found["keyslots"]["0"]["kdf"].update(hash="shake_128"),
+        "shake_128",
+    ),
     "a salt that is no base64": (lambda found: found["digests"]["0"].update(salt="%"), "salt"),
 }
 
@@ -335,3 +344,8 @@ def test_cryptsetup_agrees_on_the_key(tmp_path: Path, volume: bytes) -> None:
     device = opened(disk.read_bytes()).device
     assert device is not None
     assert device.pread(sector * 512, 512) == plain == PLAIN[sector * 512 :][:512]
+
+
+def test_a_key_of_equal_halves_is_refused() -> None:
+    with pytest.raises(VolumeError, match="halves"):
+        XtsSectors(bytes(64), 512, counted_vectors)

@@ -25,7 +25,7 @@ from support.containers import (
 from support.content import noise
 from support.disks import Part, make_gpt_disk
 from support.product import command_line, environment, mounted, mountfs
-from support.requirements import require_tool, run
+from support.requirements import REPOSITORY, require_tool, run
 
 LOCKED = 64
 ROOT = "2/1/1"
@@ -213,6 +213,21 @@ def test_a_wrong_secret(made: Made, tmp_path: Path) -> None:
     assert mountfs("ls", f"{made.image}:1", "--password-file", wrong).out
     both = ("--password-file", str(wrong), *unlocked(made))
     assert names(mountfs("ls", f"{made.image}:2", *both).out) == ["1-lvm2-vg0"]
+
+
+def test_without_the_library(made: Made, tmp_path: Path) -> None:
+    stub = tmp_path / "cryptography"
+    stub.mkdir()
+    (stub / "__init__.py").write_text("raise ModuleNotFoundError('no', name='cryptography')\n")
+    env = environment(PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
+    listed = mountfs("ls", f"{made.image}:2", *unlocked(made), env=env)
+    assert names(listed.out) == ["README", "partition.img"]
+    assert b"install mountfs[volumes]" in mountfs("cat", f"{made.image}:2/README", env=env).out
+    assert "install mountfs[volumes]" in mountfs("info", made.image, env=env).out.decode()
+    told = mountfs("cat", f"{made.image}:2/1/etc/fstab", *unlocked(made), env=env, code=60)
+    assert "there is no '1'" in told.errors[0]
+    assert "install mountfs[volumes]" in told.err
+    assert "needs cryptography" in mountfs("doctor", env=env, code=None).out.decode()
 
 
 def test_where_secrets_come_from(made: Made, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def _plugins() -> Iterator[Finding]:
             types = ", ".join(sorted(getattr(record, "types", ())))
             yield Finding(f"{kind} {record.name}", "ok", types)
         for missing in found.unavailable:
-            yield Finding(f"{kind} {missing.name}", "missing", missing.reason)
+            yield Finding(f"{kind} {missing.name}", "note", f"cannot be used: {missing.reason}")
 
 
 def _fuse() -> Iterator[Finding]:
