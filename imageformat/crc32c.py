@@ -1,9 +1,8 @@
 """CRC-32C, which Castagnoli's polynomial gives: the checksum of btrfs, XFS, VHDX and iSCSI.
 
-The standard library has only the other CRC-32, and a loop over bytes costs 300 us for 4 KiB. Here a message is
-one large integer, a polynomial over GF(2), and is folded: its first half is moved down by a distance whose
-remainder has few bits, so that a handful of shifts of whole halves does the work. Ten times as fast, and
-nothing to install.
+The standard library has only the other CRC-32, and a loop over bytes costs 300 us for 4 KiB. Here a
+message is one large integer, a polynomial over GF(2), and is folded: its first half is moved down by a
+distance whose remainder has few bits, so that a handful of shifts of whole halves does the work.
 
 Source: RFC 3720, section 12.1 and appendix B.4 (test vectors).
 """
@@ -24,9 +23,9 @@ _CHOICE = 8
 
 
 class _Fold(NamedTuple):
-    """Take the lowest ``count`` bits off and add them again, shifted to each of ``shifts``."""
+    """Take the lowest ``taken`` bits off and add them again, shifted to each of ``shifts``."""
 
-    count: int
+    taken: int
     mask: int
     shifts: tuple[int, ...]
 
@@ -61,9 +60,9 @@ def _plan(length: int) -> tuple[_Fold, ...]:
     while length > _SHORT_BITS:
         least = (length + 32) // 2
         distance = min(range(least, least + length // _CHOICE), key=lambda at: powers[at].bit_count())
-        count = length - distance
+        taken = length - distance
         exponents = [31 - bit for bit in range(32) if powers[distance] >> bit & 1]
-        folds.append(_Fold(count, (1 << count) - 1, tuple(distance - count - at for at in exponents)))
+        folds.append(_Fold(taken, (1 << taken) - 1, tuple(distance - taken - at for at in exponents)))
         length = distance
     return tuple(folds)
 
@@ -72,12 +71,12 @@ def _update(register: int, block: bytes) -> int:
     """Run one block of at most `_BLOCK` bytes through the register."""
     length = len(block) * 8 + 32
     value = int.from_bytes(block, "little") ^ register
-    for count, mask, shifts in _plan(length):
+    for taken, mask, shifts in _plan(length):
         first = value & mask
-        value >>= count
+        value >>= taken
         for shift in shifts:
             value ^= first << shift
-        length -= count
+        length -= taken
     size = (length - 25) // 8
     value <<= size * 8 + 32 - length
     register = 0
