@@ -110,18 +110,25 @@ def within(device: BlockDevice, length: int, position: int) -> Iterator[Stretch]
 
 
 class Unit:
-    """A device of ``size`` bytes that is decoded as a whole, when it is read: one compressed unit."""
+    """A device of ``size`` bytes that is decoded as a whole, when it is read: one compressed unit.
 
-    def __init__(self, size: int, load: Callable[[], bytes]) -> None:
+    ``decode`` returns them; what is read in parts is left to ``keep``, which calls it or knows the answer.
+    """
+
+    def __init__(
+        self, size: int, decode: Callable[[], bytes], keep: Callable[[Callable[[], bytes]], bytes]
+    ) -> None:
         self.size = size
         self.block_size = size
-        self._load = load
+        self._decode = decode
+        self._keep = keep
 
     def pread(self, offset: int, size: int) -> bytes:
-        """See `BlockDevice.pread`; raises what ``load`` raises."""
+        """See `BlockDevice.pread`; raises what ``decode`` raises."""
         check_range(self.size, offset, size)
-        content = self._load()
-        return content if size == len(content) else content[offset : offset + size]
+        if size == self.size:
+            return self._decode()
+        return self._keep(self._decode)[offset : offset + size]
 
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
         """See `BlockDevice.extents`."""

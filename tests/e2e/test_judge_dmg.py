@@ -57,7 +57,7 @@ def truth_of(parts: list[tuple[str, list[tuple[int, bytes]]]]) -> bytes:
 ALL = [RAW, ZLIB, BZIP2, LZMA, ADC, ZERO, IGNORE, ZLIB, RAW]
 
 
-@pytest.mark.parametrize("front", [b"", b"?" * 1000])
+@pytest.mark.parametrize("front", [b"", b"?" * 1000], ids=["at the start", "behind something"])
 def test_all_ways_of_storing(front: bytes, tmp_path: Path) -> None:
     parts = parts_of(ALL)
     image = tmp_path / "disk.dmg"

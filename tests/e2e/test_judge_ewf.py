@@ -260,6 +260,9 @@ def test_segments_of_another_image(tmp_path: Path) -> None:
     other = [content.replace(bytes(range(16)), b"?" * 16) for content in version2(patchy(SIZE), segments=2)]
     with pytest.raises(ParentMismatchError):
         open_layer(written(tmp_path, [one[0], one[0]]))
+    foreign = version1(patchy(SIZE, 4), segments=2, guid=b"?" * 16)
+    with pytest.raises(ParentMismatchError, match="another image"):
+        open_layer(written(tmp_path, [one[0], foreign[1]]))
     with pytest.raises(ParentMismatchError, match="another image"):
         open_layer(written(tmp_path, [version2(patchy(SIZE), segments=2)[0], other[1]], "Ex"))
 

@@ -181,6 +181,16 @@ def test_the_absolute_name_finds_the_file_beside_it(tmp_path: Path) -> None:
     layer.close()
 
 
+def test_two_states_of_a_disk_are_two_images(tmp_path: Path) -> None:
+    """Nothing in a VHD changes when its blocks are written to in place."""
+    ids = set()
+    for name, content in (("a.vhd", b"a"), ("b.vhd", b"b")):
+        layer = open_layer(Vhd(BLOCK, blocks={0: content * BLOCK}).write(tmp_path / name))
+        ids.add(layer.info.id)
+        layer.close()
+    assert len(ids) == 2
+
+
 def test_wrong_parents(tmp_path: Path) -> None:
     image, _ = chain(tmp_path)
     Vhd(9 * BLOCK, identity=b"?" * 16).write(tmp_path / "base.vhd")

@@ -356,6 +356,21 @@ def test_the_other_copy_is_used(tmp_path: Path) -> None:
             open_layer(image)
 
 
+@pytest.mark.parametrize("newest", [65536, 131072])
+def test_the_newer_header_counts(newest: int, tmp_path: Path) -> None:
+    base = Vhdx(4 * MIB, data_write=UUID(int=0xA))
+    path = base.write(tmp_path / "base.vhdx")
+    base.data_write = UUID(int=0xB)
+    with path.open("r+b") as file:
+        file.seek(newest)
+        file.write(base.header(9))
+    top = Vhdx(4 * MIB, locator={"parent_linkage": str(UUID(int=0xB)), "relative_path": "base.vhdx"})
+    assert image_content(top.write(tmp_path / "top.vhdx")) == bytes(4 * MIB)
+    top.locator = {"parent_linkage": str(UUID(int=0xA)), "relative_path": "base.vhdx"}
+    with pytest.raises(ParentMismatchError):
+        open_layer(top.write(tmp_path / "top.vhdx"))
+
+
 def test_one_bad_entry_is_the_error_of_its_block(tmp_path: Path) -> None:
     content = b"y" * MIB
     disk = Vhdx(4 * MIB, payload={0: content, 2: content}, states={0: FULLY, 2: FULLY})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,38 @@ def test_a_stream_whose_directory_is_at_its_end(tmp_path: Path) -> None:
     image.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
     with pytest.raises(CorruptImageError, match="grain"):
         image_content(image)
+
+
+def test_a_grain_in_the_place_of_another_is_noticed(tmp_path: Path) -> None:
+    truth = b"".join(bytes([at]) * GRAIN for at in range(1, 4))
+    content = bytearray(with_descriptor(len(truth), lambda text: stream(truth, text)))
+    first, second, third = struct.unpack_from("<3I", content, len(content) - 9 * SECTOR)
+    assert 0 < first < second < third
+    struct.pack_into("<3I", content, len(content) - 9 * SECTOR, second, first, third)
+    image = tmp_path / "disk.vmdk"
+    image.write_bytes(content)
+    layer = open_layer(image)
+    with pytest.raises(CorruptImageError, match="another grain"):
+        layer.device().pread(0, 1)
+    assert layer.device().pread(2 * GRAIN, GRAIN) == truth[2 * GRAIN :]
+    layer.close()
+
+
+def test_parts_that_stand_on_a_parent(tmp_path: Path) -> None:
+    base = random.Random(1).randbytes(8 * GRAIN)
+    (tmp_path / "base.vmdk").write_bytes(with_descriptor(len(base), lambda text: sparse(base, text)))
+    lines = []
+    for name in "ab":
+        absent = frozenset({1, 2}) if name == "a" else frozenset({0, 3})
+        (tmp_path / f"{name}.vmdk").write_bytes(sparse(name.encode() * 4 * GRAIN, b"", absent=absent))
+        lines.append(f'RW {4 * 128} SPARSE "{name}.vmdk"')
+    image = tmp_path / "top.vmdk"
+    image.write_bytes(descriptor(lines, parent="12345678", hint="base.vmdk"))
+    truth = b"".join(
+        base[at * GRAIN : (at + 1) * GRAIN] if kept == "." else kept.encode() * GRAIN
+        for at, kept in enumerate("a..a.bb.")
+    )
+    assert image_content(image) == truth
 
 
 @pytest.mark.parametrize("zeroed", [False, True])

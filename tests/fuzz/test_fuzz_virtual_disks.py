@@ -25,8 +25,8 @@ MAKERS = [
     "dmg",
     "dmg-plain",
 ]
-ROUNDS = 60
-SLOW_ROUNDS = 20
+ROUNDS = 120
+SLOW_ROUNDS = 30
 """Of VHDX, whose checksums are slow to make."""
 
 

@@ -26,9 +26,9 @@ def text_v1() -> bytes:
     return zlib.compress(f"1\nmain\n{tags}\n{values}\n\n".encode())
 
 
-def volume(chunks: int, chunk_sectors: int, sectors: int, media: int = 1) -> bytes:
-    head = struct.pack("<IIIIQ", media, chunks, chunk_sectors, 512, sectors).ljust(64, b"\0")
-    content = (head + GUID).ljust(1048, b"\0")
+def volume(chunks: int, chunk_sectors: int, sectors: int, guid: bytes = GUID) -> bytes:
+    head = struct.pack("<IIIIQ", 1, chunks, chunk_sectors, 512, sectors).ljust(64, b"\0")
+    content = (head + guid).ljust(1048, b"\0")
     return content + adler(content)
 
 
@@ -55,18 +55,20 @@ def version1(
     per_table: int = 1000,
     base: int = 0,
     segments: int = 1,
+    guid: bytes = GUID,
 ) -> list[bytes]:
     """The segments of an image. ``base``: what tables count places from."""
     chunks = pack_chunks(content, chunk_sectors * 512, compress=compress)
+    shape = volume(len(chunks), chunk_sectors, len(content) // 512, guid)
     per_segment = -(-len(chunks) // segments)
     made = []
     for number in range(1, segments + 1):
         found = struct.pack("<8sBHH", b"EVF\t\r\n\xff\0", 1, number, 0)
         if number == 1:
             found += section(b"header", len(found), text_v1())
-            found += section(b"volume", len(found), volume(len(chunks), chunk_sectors, len(content) // 512))
+            found += section(b"volume", len(found), shape)
         else:
-            found += section(b"data", len(found), volume(len(chunks), chunk_sectors, len(content) // 512))
+            found += section(b"data", len(found), shape)
         own = chunks[(number - 1) * per_segment : number * per_segment]
         for start in range(0, len(own), per_table):
             part = own[start : start + per_table]

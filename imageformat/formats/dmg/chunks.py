@@ -118,8 +118,8 @@ class Chunks:
             return Stretch(length, error)
         if chunk.kind == _RAW:
             return Stretch(length, self.file, chunk.place + inner)
-        load = partial(self.units.get, number, partial(self._decode, chunk, held))
-        return Stretch(length, Unit(held, load), inner)
+        unit = Unit(held, partial(self._decode, chunk, held), partial(self.units.get, number))
+        return Stretch(length, unit, inner)
 
     def _decode(self, chunk: Chunk, size: int) -> bytes:
         """Decode a compressed chunk to exactly ``size`` bytes; never makes more.

@@ -138,7 +138,7 @@ class Chunks:
             start = chunk * self._chunk_size
             stop = min(end, start + self._chunk_size)
             held = min(self._chunk_size, self._size - start)
-            unit = Unit(held, partial(self._units.get, chunk, partial(self._decode, chunk, held)))
+            unit = Unit(held, partial(self._decode, chunk, held), partial(self._units.get, chunk))
             yield Stretch(stop - offset, unit, offset - start)
             offset = stop
 

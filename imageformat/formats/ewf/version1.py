@@ -272,7 +272,7 @@ def _load(name: str, file: BlockDevice, group: _Group) -> bytes:
 def _packed(content: bytes, copy: _Copy, data_end: int) -> bytes:
     """Bring entries to the common form: each chunk ends where the next one begins.
 
-    EnCase 6.7 writes more than 2 GiB of chunks: from there on, places have 32 bits, and nothing is compressed.
+    EnCase 6.7 writes more than 2 GiB of chunks: past that, places have 32 bits, and nothing is compressed.
     """
     places: list[int] = []
     flags: list[int] = []

@@ -152,7 +152,7 @@ class Grains:
 
     def _unit(self, grain: int, place: int) -> Unit:
         size = min(self._header.grain_size, self._header.capacity - grain * self._header.grain_size)
-        return Unit(size, lambda: self._units.get(grain, partial(self._inflate, grain, place, size)))
+        return Unit(size, partial(self._inflate, grain, place, size), partial(self._units.get, grain))
 
     def _inflate(self, grain: int, place: int, size: int) -> bytes:
         """Decode a compressed grain; the marker before it tells which it is.
