@@ -241,7 +241,7 @@ class Repository:
         return self._open(point.key, point.file_name, BlockCache(0))
 
     def _open(self, key: str, name: str, cache: BlockCache) -> ImageLayer:
-        siblings = Siblings(self.storage, key, self._access.named)
+        siblings = Siblings(*self.storage.real_place(key), self._access.named)
         return open_image(Opening(self.storage.open(key), name, cache, siblings, self._access.secrets))
 
     def chain(self, point: Point) -> Chain:

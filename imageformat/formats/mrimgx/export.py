@@ -55,5 +55,5 @@ def _left_out(written: Written) -> Iterator[str]:
         more = f" and {len(places) - _MOST_NAMED} more places" if len(places) > _MOST_NAMED else ""
         yield (
             f"the format has no place for {named}{more} of the disk, outside of its partitions; "
-            "they read as zeros (a backup GPT is written anew by Reflect)"
+            "they read as zeros"
         )
