@@ -191,6 +191,10 @@ class Repository:
             self._best[name] = _best_by_identity(result.points)
         return result
 
+    def beside(self) -> list[ObjectInfo]:
+        """Return the files that lie in no set: beside the folders of a repository."""
+        return self._objects("")
+
     def _objects(self, prefix: str) -> list[ObjectInfo]:
         try:
             return list(self.storage.objects(prefix))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imageformat.errors import AccessDeniedError, AmbiguousNameError, NotFoundError, UsageError
-from imageformat.formats import listed_suffixes
+from imageformat.formats import listed_suffixes, unlisted_suffixes
 from imageformat.formats.native import PLUGIN as NATIVE
 from imageformat.repository import NO_ACCESS, Access, ImageSet, Point, Repository
 from imageformat.siblings import NamedFile
@@ -56,7 +56,10 @@ class Location:
         """
         found = self.repository.sets()
         if not found:
-            raise NotFoundError(f"{self.repository.storage.url}: there are no images here")
+            missing = NotFoundError(f"{self.repository.storage.url}: there are no images here")
+            if any(stored.key.lower().endswith(unlisted_suffixes()) for stored in self.repository.beside()):
+                missing.add_note("raw disks are no images before they are named: name the file itself")
+            raise missing
         return found
 
     def points(self) -> tuple[Point, ...]:

@@ -52,9 +52,16 @@ def format_of(opening: Opening) -> ImageFormat:
         if record.vague and record.probe(opening.device):
             return record
     names = ", ".join(record.name for record in known)
-    raise NotAnImageError(f"{opening.name}: not an image of a known format ({names})")
+    raise NotAnImageError(
+        f"{opening.name}: not an image of a known format ({names}); a raw disk has a name that ends in .img"
+    )
 
 
 def listed_suffixes() -> tuple[str, ...]:
     """Return how the names of files end that count as images when a folder is looked through."""
     return tuple(suffix for record in image_formats() if record.listed for suffix in record.suffixes)
+
+
+def unlisted_suffixes() -> tuple[str, ...]:
+    """Return how the names of files end that are images only when they are named."""
+    return tuple(suffix for record in image_formats() if not record.listed for suffix in record.suffixes)

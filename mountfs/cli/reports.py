@@ -123,6 +123,7 @@ def damage_result(damage: Damage, files: Sequence[str]) -> dict[str, object]:
     return {
         "error": damage.error,
         "message": damage.message,
+        "disk": damage.disk,
         "disk_offset": damage.disk_offset,
         "length": damage.length,
         "files": list(files),
