@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import LockedError, NotFoundError, UsageError
@@ -63,9 +64,18 @@ def _one_selector(*selectors: str | None) -> str | None:
 def opened_point(
     name: ImageName, *, read_ahead: bool = False, access: Access = NO_ACCESS
 ) -> Iterator[tuple[Session, Point]]:
-    """Open the one point that a name means."""
-    with Session(name.path, read_ahead=read_ahead, access=access) as session:
-        yield session, session.location.point(name.selector)
+    """Open the one point that a name means; of one that is encrypted, ask for the password.
+
+    Raises:
+        LockedError: nobody can be asked, or what was typed does not open it.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        with Session(name.path, read_ahead=read_ahead, access=access) as session:
+            point = session.location.point(name.selector)
+            if point.state != "locked" or attempt == ATTEMPTS or not can_ask():
+                yield session, point
+                return
+        access = replace(access, secrets=access.secrets.with_password(ask(point.file_name)))
 
 
 def disk_of(point: Point, wanted: int | None) -> int:

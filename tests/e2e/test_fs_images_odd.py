@@ -27,23 +27,10 @@ from pathlib import Path
 
 from imageformat.device import MemoryDevice
 from imageformat.errors import MountfsError
-from mountfs.drivers import (
-    apfs,
-    btrfs,
-    erofs,
-    ext,
-    fat,
-    hfsplus,
-    iso9660,
-    squashfs,
-    tsk,
-    udf,
-    xfs,
-)
+from mountfs.session import file_system_drivers
 from mountfs.tree import FileSystemInfo, NodeKind
 
-MODULES = (apfs, btrfs, erofs, ext, fat, hfsplus, iso9660, squashfs, tsk, udf, xfs)
-DRIVERS = {name: module.PLUGIN for module in MODULES for name in module.PLUGIN.types}
+DRIVERS = {name: driver for driver in file_system_drivers() for name in driver.types}
 resource.setrlimit(resource.RLIMIT_AS, (768 << 20, 768 << 20))
 
 
