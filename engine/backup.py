@@ -21,7 +21,7 @@ from engine.plan import NATIVE_SUFFIX, BackupPlan, block_runs, image_name, plan_
 from imageformat.codec import DEFAULT_LEVEL, MIN_DELTA_LENGTH, digest, zero_digest
 from imageformat.device import BlockDevice
 from imageformat.errors import ChainError, ImageError, SourceMismatchError
-from imageformat.formats.native.base import BaseBlocks, Reference, foreign_base, stands_on_foreign
+from imageformat.formats.native.foreignbase import BaseBlocks, Reference, foreign_base, stands_on_foreign
 from imageformat.formats.native.older import ParentBlocks
 from imageformat.formats.native.reader import native_layers, resolved_index
 from imageformat.formats.native.structs import (
