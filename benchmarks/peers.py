@@ -96,6 +96,11 @@ def storage_daemon(qcow2: Path, point: Path) -> list[str]:
     ]
 
 
+def nbd_server(qcow2: Path, socket: Path) -> list[str]:
+    """QEMU's server of a qcow2 file, for one client; it ends when that leaves."""
+    return ["qemu-nbd", "--read-only", "--format=qcow2", f"--socket={socket}", str(qcow2)]
+
+
 @contextmanager
 def xmount(raw: Path, folder: Path) -> Iterator[Path]:
     """Show a raw image as a raw image (root); it goes to the background by itself."""

@@ -28,12 +28,12 @@ import sys
 from pathlib import Path
 from benchmarks.points import change_a_little
 from mountfs.cli.__main__ import run
-disk, repo, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+disk, repo, count, *options = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:]
 places = json.load(sys.stdin)
 for number in range(count):
     if number:
         change_a_little(disk, places, number)
-    code = run(["backup", "--quiet", "--set", "disk", str(disk), repo])
+    code = run(["backup", "--quiet", "--set", "disk", *options, str(disk), repo])
     if code:
         sys.exit(code)
 """
@@ -44,20 +44,24 @@ def change_a_little(disk: Path, places: list[tuple[int, int]], number: int) -> N
     change(disk, places, 0.002, seed=1000 + number)
 
 
-def many_points(bench: Bench, size: int, count: int) -> tuple[Path, Path, Workload]:
-    """Return a repository with a set of so many points, the disk as the last has it, and its workload."""
+def many_points(bench: Bench, size: int, count: int, *options: str) -> tuple[Path, Path, Workload]:
+    """Return a repository with a set of so many points, the disk as the last has it, and its workload.
+
+    ``options`` are given to every backup.
+    """
     work = bench.workload.folder.parent
-    folder = work / f"points-{count}-{size // MIB}MiB-{_product_digest()}"
+    kind = f"points{''.join(options)}-{count}-{size // MIB}MiB"
+    folder = work / f"{kind}-{_product_digest()}"
     disk, repo, done = folder / "disk.img", folder / "repo", folder / "done"
     source = bench.workload if size == bench.workload.size else prepare(work, size)
     if done.exists():
         return repo, disk, source
-    for old in work.glob(f"points-{count}-{size // MIB}MiB-*"):
+    for old in work.glob(f"{kind}-*"):
         shutil.rmtree(old)
     folder.mkdir()
     bench.say(f"making {count} points of a disk of {size // MIB} MiB")
     subprocess.run(["cp", "--sparse=always", str(source.days[0]), str(disk)], check=True)
-    command = [sys.executable, "-c", _MAKER, str(disk), str(repo), str(count)]
+    command = [sys.executable, "-c", _MAKER, str(disk), str(repo), str(count), *options]
     environment = {**machine.environment(), "PYTHONPATH": str(_ROOT)}
     places = json.dumps(source.changeable)
     quiet = subprocess.DEVNULL

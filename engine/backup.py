@@ -1,6 +1,6 @@
 """Imaging a device: full, differential, incremental.
 
-One reader, N workers (zero test, hash, comparison with the parent, compression), one writer in order.
+N workers (reading, zero test, hash, comparison with the parent, compression), one writer in order.
 Nothing is visible before the image is durable and has been read back.
 """
 
@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 from uuid import uuid4
 
 import msgspec
 
 from engine.pipeline import default_threads, ordered_map
-from engine.plan import BackupPlan, block_runs, image_name, plan_backup
+from engine.plan import NATIVE_SUFFIX, BackupPlan, block_runs, image_name, plan_backup
 from imageformat.codec import DEFAULT_LEVEL, MIN_DELTA_LENGTH, digest, zero_digest
 from imageformat.device import BlockDevice
 from imageformat.errors import ChainError, ImageError, SourceMismatchError
+from imageformat.formats.native.foreignbase import BaseBlocks, Reference, foreign_base, stands_on_foreign
 from imageformat.formats.native.older import ParentBlocks
 from imageformat.formats.native.reader import native_layers, resolved_index
 from imageformat.formats.native.structs import (
     DELTA_FRAMES,
     DELTA_FRAMES_NAME,
+    FOREIGN_BASE,
+    FOREIGN_BASE_NAME,
     NO_ROOT,
     NO_UUID,
     PAGE_BITS,
@@ -36,7 +40,7 @@ from imageformat.formats.native.writer import NO_ANCESTORS, EncodedBlock, Native
 from imageformat.layer import Ancestor, ImageInfo, ImageType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from engine.plan import Run
     from imageformat.chain import Chain
@@ -44,8 +48,8 @@ if TYPE_CHECKING:
     from imageformat.repository import ImageSet, Point, Repository
 
 DEFAULT_BLOCK_SIZE = 64 << 10
-_JOB_BYTES = 256 << 10
-"""What one worker is given at a time; memory for larger jobs comes fresh from the kernel each time."""
+_JOB_BYTES = 1 << 20
+"""What one worker is given at a time: a disk answers few large questions faster than many small ones."""
 
 
 class Source(BlockDevice, Protocol):
@@ -57,6 +61,15 @@ class Source(BlockDevice, Protocol):
         ...
 
 
+@runtime_checkable
+class Lender(Protocol):
+    """A source that need not copy what it has read."""
+
+    def lend(self, offset: int, size: int) -> memoryview:
+        """Return what `pread` does; it is overwritten when the same thread reads the next time."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class BackupOptions:
     """How to image."""
@@ -65,6 +78,8 @@ class BackupOptions:
     block_size: int = DEFAULT_BLOCK_SIZE
     """Of a new chain; an image on a parent has its parent's."""
     level: int = DEFAULT_LEVEL
+    differences: bool = True
+    """Store a changed block as what differs from an older version of it, where that is smaller."""
     threads: int = 0
     """0: as many as pay."""
     any_source: bool = False
@@ -91,16 +106,11 @@ class BackupResult:
     warning: str = ""
 
 
-class _Work(NamedTuple):
-    run: Run
-    raw: bytes
-
-
 class _Done(NamedTuple):
     run: Run
     length: int
-    changed: tuple[EncodedBlock | int, ...]
-    """Encoded blocks, and the numbers of blocks that became zeros; ascending."""
+    changed: tuple[EncodedBlock | Reference | int, ...]
+    """Encoded blocks, blocks that stay in a base, and the numbers of blocks that became zeros; ascending."""
 
 
 def backup(
@@ -133,7 +143,7 @@ def backup(
         try:
             key, info, changed = _write_image(job, plan, _open_parent(repository, plan))
         except (ImageError, ChainError) as error:
-            if plan.parent is None:
+            if plan.parent is None or not plan.parent.file_name.endswith(NATIVE_SUFFIX):
                 raise
             reason = f"the chain cannot be continued: {error}"
             plan = BackupPlan(ImageType.FULL, None, plan.number, reason)
@@ -151,7 +161,7 @@ def check_source(image_set: ImageSet, origin: dict[str, object]) -> None:
     last = image_set.latest()
     if last is None or last.info is None:
         return
-    known = last.info.details
+    known = last.info.details if last.file_name.endswith(NATIVE_SUFFIX) else {}
     for fact in ("serial", "source"):
         if known.get(fact) and origin.get(fact):
             if known[fact] != origin[fact]:
@@ -182,11 +192,14 @@ def _open_parent(repository: Repository, plan: BackupPlan) -> Chain | None:
     return chain
 
 
-def _header(job: _Job, plan: BackupPlan, parent: ImageInfo | None) -> Header:
+def _header(job: _Job, plan: BackupPlan, chain: Chain | None) -> Header:
     known = next((point.info for point in job.image_set.points if point.info), None)
     described = {"host": socket.gethostname(), **job.origin}
-    names = (DELTA_FRAMES_NAME,) if parent else ()
+    features = _features(job.options, chain)
+    parent = chain.info if chain else None
     block_size = max(job.options.block_size, job.source.sector_size)
+    if chain is not None and foreign_base(chain.layer(chain.depth)) is None:
+        block_size = chain.info.disks[0].block_size
     return Header(
         image_id=uuid4(),
         set_id=known.set_id if known else uuid4(),
@@ -195,95 +208,119 @@ def _header(job: _Job, plan: BackupPlan, parent: ImageInfo | None) -> Header:
         created_ns=job.now_ns,
         disk_size=job.source.size,
         sector_size=job.source.sector_size,
-        block_size=parent.disks[0].block_size if parent else block_size,
+        block_size=block_size,
         parent_id=parent.id if parent else NO_UUID,
         parent_root=parent.root if parent else NO_ROOT,
         depth=parent.depth + 1 if parent else 0,
         page_bits=PAGE_BITS,
-        incompatible=DELTA_FRAMES if parent else 0,
-        extensions=(*names, (ExtensionType.ORIGIN, msgspec.json.encode(described))),
+        incompatible=sum(features),
+        extensions=(*features.values(), (ExtensionType.ORIGIN, msgspec.json.encode(described))),
     )
 
 
+def _features(options: BackupOptions, chain: Chain | None) -> dict[int, tuple[int, bytes]]:
+    """Return what a reader must know to read the new image: feature bits, and their names."""
+    found = {}
+    if chain is not None and options.differences:
+        found[DELTA_FRAMES] = DELTA_FRAMES_NAME
+    if chain is not None and stands_on_foreign(chain.layer):
+        found[FOREIGN_BASE] = FOREIGN_BASE_NAME
+    return found
+
+
 def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> tuple[str, ImageInfo, int]:
-    parent: ParentBlocks | None = None
+    header = _header(job, plan, chain)
+    parent: ParentBlocks | BaseBlocks | None = None
     ancestors = NO_ANCESTORS
     if chain is not None:
-        index = resolved_index(chain.layer(chain.depth), chain.layer)
-        parent = ParentBlocks(index, native_layers(chain.layer))
         ancestors = chain.ancestors().followed_by(Ancestor(chain.info.id, chain.info.root))
-    header = _header(job, plan, chain.info if chain else None)
+        parent = _parent_blocks(chain, header.block_size)
     name = image_name(plan.number, plan.type, header.created_ns, header.image_id)
     target = job.repository.storage.create(f"{job.image_set.prefix}{name}")
     try:
-        writer = NativeWriter(target, header, parent.index if parent else None, ancestors)
+        index = parent.index if isinstance(parent, ParentBlocks) else None
+        writer = NativeWriter(target, header, index, ancestors)
         changed = copy_blocks(job.source, writer, parent, job.options, job.report, lambda: target.position)
         return f"{job.image_set.prefix}{name}", writer.commit(), changed
     finally:
         target.abort()
 
 
+def _parent_blocks(chain: Chain, block_size: int) -> ParentBlocks | BaseBlocks:
+    base = foreign_base(chain.layer(chain.depth))
+    if base is not None:
+        return BaseBlocks(base, block_size)
+    return ParentBlocks(resolved_index(chain.layer(chain.depth), chain.layer), native_layers(chain.layer))
+
+
 def copy_blocks(
     source: Source,
     writer: NativeWriter,
-    parent: ParentBlocks | None,
+    parent: ParentBlocks | BaseBlocks | None,
     options: BackupOptions,
     report: Callable[[BackupProgress], None],
     stored: Callable[[], int],
 ) -> int:
-    """Read the source once and hand what differs from ``parent`` to the writer; return the blocks."""
+    """Read the source once and hand what differs from ``parent`` to the writer; return how many blocks."""
     threads = options.threads or default_threads()
     geometry = writer.geometry
     longest = max(1, _JOB_BYTES // geometry.block_size)
-    worker = BlockWorker(writer.image_id, geometry, parent, options.level)
-
-    def jobs() -> Iterator[_Work]:
-        extents = source.extents(0, source.size)
-        for run in block_runs(extents, source.size, geometry.block_size, longest):
-            if run.hole:
-                yield _Work(run, b"")
-                continue
-            offset = run.first * geometry.block_size
-            size = min(run.blocks * geometry.block_size, source.size - offset)
-            yield _Work(run, source.pread(offset, size))
-
+    worker = BlockWorker(source, writer.image_id, geometry, parent, options)
+    runs = block_runs(source.extents(0, source.size), source.size, geometry.block_size, longest)
     changed = done = 0
-    with contextlib.closing(ordered_map(worker, jobs(), threads=threads)) as results:
+    with contextlib.closing(ordered_map(worker, runs, threads=threads)) as results:
         for result in results:
             if result.run.hole:
                 changed += writer.fill(result.run.first, result.run.blocks, State.ZERO)
-            for block in result.changed:
-                if isinstance(block, EncodedBlock):
-                    writer.write(block)
-                else:
-                    writer.fill(block, 1, State.ZERO)
-            changed += len(result.changed)
+            changed += sum(_put(writer, block) for block in result.changed)
             done = min(source.size, (result.run.first + result.run.blocks) * geometry.block_size)
             report(BackupProgress(done, source.size, stored()))
     return changed
 
 
+def _put(writer: NativeWriter, block: EncodedBlock | Reference | int) -> bool:
+    """Hand one block to the writer; tell whether it differs from the parent's."""
+    if isinstance(block, EncodedBlock):
+        writer.write(block)
+    elif isinstance(block, Reference):
+        writer.refer(*block)
+        return False
+    else:
+        writer.fill(block, 1, State.ZERO)
+    return True
+
+
 class BlockWorker:
-    """What a worker thread does with a run of blocks. Thread-safe."""
+    """What a worker thread does with a run of blocks. Thread-safe.
+
+    It reads them too: copying what the kernel has cached costs as much as comparing it, and one thread that
+    read for all of them would keep them waiting.
+    """
 
     def __init__(
         self,
+        source: BlockDevice,
         image_id: bytes,
         geometry: Geometry,
-        parent: ParentBlocks | None,
-        level: int,
+        parent: ParentBlocks | BaseBlocks | None,
+        options: BackupOptions,
     ) -> None:
+        self._size = source.size
+        self._read = source.lend if isinstance(source, Lender) else source.pread
         self._image_id = image_id
         self._geometry = geometry
-        self._parent = parent
-        self._level = level
+        self._parent = parent if isinstance(parent, ParentBlocks) else None
+        self._base = parent if isinstance(parent, BaseBlocks) else None
+        self._level = options.level
+        self._shortest = MIN_DELTA_LENGTH if options.differences else sys.maxsize
 
-    def __call__(self, work: _Work) -> _Done:
+    def __call__(self, run: Run) -> _Done:
         """Return what of a run differs from the parent."""
-        run, raw = work
         if run.hole:
             return _Done(run, 0, ())
         size = self._geometry.block_size
+        offset = run.first * size
+        raw = memoryview(self._read(offset, min(run.blocks * size, self._size - offset)))
         changed = []
         for block in range(run.first, run.first + run.blocks):
             at = (block - run.first) * size
@@ -292,16 +329,18 @@ class BlockWorker:
                 changed.append(differing)
         return _Done(run, len(raw), tuple(changed))
 
-    def _examine(self, block: int, raw: bytes) -> EncodedBlock | int | None:
-        """Return a changed block: encoded, or its number when it became zeros; None when unchanged."""
+    def _examine(self, block: int, raw: memoryview) -> EncodedBlock | Reference | int | None:
+        """Return a changed block: encoded, a reference, or its number for zeros; None when unchanged."""
         raw_digest = digest(raw)
         known = self._parent.record(block, len(raw)) if self._parent is not None else None
         if raw_digest == zero_digest(len(raw)):
             return None if known is not None and known.state == State.ZERO else block
+        if self._base is not None and (same := self._base.same(block, raw_digest, len(raw))) is not None:
+            return same
         older = None
         if self._parent is not None and known is not None and known.state == State.DATA:
             if known.digest == raw_digest:
                 return None
-            if len(raw) >= MIN_DELTA_LENGTH:
+            if len(raw) >= self._shortest:
                 older = self._parent.older(block, len(raw), known)
         return encode_block(self._image_id, block, raw, raw_digest, self._level, older)

@@ -28,7 +28,7 @@ def ordered_map(
     ``jobs`` is consumed in the caller's thread, so that it may be the one reader. The first error ends
     the iteration; what was started is waited for, never left running.
     """
-    limit = in_flight or 2 * threads + 2
+    limit = in_flight or 4 * threads + 4
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="worker") as pool:
         try:

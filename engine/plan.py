@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_CHAIN = 1000
 """A chain this long is not continued; the next image is a full one."""
+NATIVE_SUFFIX = ".mfi"
 MAX_NUMBER = 0xFFFF_FFFF
 """What the format can hold; a damaged or hostile image may claim it."""
 
@@ -55,14 +56,22 @@ def plan_backup(image_set: ImageSet, wanted: ImageType | None, parent: Point | N
                 "one; name a full point with --parent, or use --type inc"
             )
         return _on(parent, wanted or ImageType.INCREMENTAL, number)
-    readable = [point for point in image_set.points if point.info is not None]
-    if wanted is ImageType.FULL or not image_set.points:
+    continued = [point for point in image_set.points if _is_continued(point, image_set)]
+    if wanted is ImageType.FULL or not continued:
         return BackupPlan(ImageType.FULL, None, number)
+    readable = [point for point in continued if point.info is not None]
     if wanted is ImageType.DIFFERENTIAL:
         readable = [point for point in readable if point.info and point.info.type is ImageType.FULL]
     if not readable:
         return BackupPlan(ImageType.FULL, None, number, "there is no readable image to continue")
     return _on(readable[-1], wanted or ImageType.INCREMENTAL, number)
+
+
+def _is_continued(point: Point, image_set: ImageSet) -> bool:
+    """Tell whether a new image may go on from a point unasked: from one of another tool only if one does."""
+    if point.file_name.endswith(NATIVE_SUFFIX):
+        return True
+    return any(child.parent_key == point.key for child in image_set.points)
 
 
 def _on(parent: Point, kind: ImageType, number: int) -> BackupPlan:
@@ -88,7 +97,7 @@ def next_number(image_set: ImageSet) -> int:
 def image_name(number: int, kind: ImageType, created_ns: int, image_id: UUID) -> str:
     """Return the file name of a new image, for people; nothing depends on it."""
     moment = datetime.fromtimestamp(created_ns // 1_000_000_000, UTC)
-    return f"{number:04d}-{kind.value}-{moment:%Y%m%dT%H%M%SZ}-{image_id.hex[:8]}.mfi"
+    return f"{number:04d}-{kind.value}-{moment:%Y%m%dT%H%M%SZ}-{image_id.hex[:8]}{NATIVE_SUFFIX}"
 
 
 def set_name_for(source: str) -> str:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 HEAD = 1 << 20
 """Written last."""
-_STEP = 256 << 10
-"""What a worker decodes at a time; larger pieces of memory come fresh from the kernel each time."""
+_FILLS = frozenset({ExtentKind.ZERO, ExtentKind.UNUSED})
+_STEP = 1 << 20
+"""What a worker decodes and writes at a time: shorter direct writes cost more than they gain."""
 
 
 class RestoreProgress(NamedTuple):
@@ -71,15 +72,15 @@ def restore(
         )
     started = time.monotonic()
     written = done = 0
-    with contextlib.closing(_proven(view, threads, _body_then_head(view.size))) as pieces:
-        for extent, data in pieces:
-            if data is None:
-                target.zero(extent.offset, extent.length)
-            else:
-                target.pwrite(extent.offset, data)
-                written += len(data)
-            done += extent.length
-            report(RestoreProgress("restore", done, view.size))
+    for part in _body_then_head(view.size):
+        with contextlib.closing(_written(view, target, threads, part)) as extents:
+            for extent in extents:
+                if extent.kind in _FILLS:
+                    target.zero(extent.offset, extent.length)
+                else:
+                    written += extent.length
+                done += extent.length
+                report(RestoreProgress("restore", done, view.size))
     target.flush()
     if check:
         target.evict()
@@ -92,25 +93,38 @@ def _body_then_head(size: int) -> tuple[tuple[int, int], ...]:
     return (head, size - head), (0, head)
 
 
-def _proven(
-    view: BlockDevice, threads: int, ranges: tuple[tuple[int, int], ...]
-) -> Generator[tuple[Extent, bytes | None]]:
+def _written(
+    view: BlockDevice, target: WritableDevice, threads: int, part: tuple[int, int]
+) -> Generator[Extent]:
+    """Decode and write the data of a part in parallel; yield every extent, in order, once it is written.
+
+    What reads as zeros is left to the caller.
+    """
+
+    def work(extent: Extent) -> Extent:
+        if extent.kind not in _FILLS:
+            target.pwrite(extent.offset, view.pread(extent.offset, extent.length))
+        return extent
+
+    # A worker waits for the medium while it writes: one more than there are cores keeps these busy.
+    return ordered_map(work, _steps(view, part), threads=threads or default_threads() + 1)
+
+
+def _proven(view: BlockDevice, threads: int) -> Generator[tuple[Extent, bytes | None]]:
     """Yield (extent, bytes), with None for what reads as zeros; decoded in parallel, in order."""
 
-    def jobs() -> Iterator[Extent]:
-        for offset, size in ranges:
-            for extent in view.extents(offset, size):
-                stored = extent.kind in {ExtentKind.DATA, ExtentKind.BAD}
-                step = _STEP if stored else extent.length
-                for start in range(extent.offset, extent.end, step):
-                    yield Extent(start, min(step, extent.end - start), extent.kind)
-
     def work(extent: Extent) -> tuple[Extent, bytes | None]:
-        if extent.kind in {ExtentKind.ZERO, ExtentKind.UNUSED}:
-            return extent, None
-        return extent, view.pread(extent.offset, extent.length)
+        return extent, None if extent.kind in _FILLS else view.pread(extent.offset, extent.length)
 
-    return ordered_map(work, jobs(), threads=threads or default_threads())
+    return ordered_map(work, _steps(view, (0, view.size)), threads=threads or default_threads())
+
+
+def _steps(view: BlockDevice, part: tuple[int, int]) -> Iterator[Extent]:
+    """Cut what is stored of a part into pieces for one worker each; what reads as zeros stays whole."""
+    for extent in view.extents(*part):
+        step = extent.length if extent.kind in _FILLS else _STEP
+        for start in range(extent.offset, extent.end, step):
+            yield Extent(start, min(step, extent.end - start), extent.kind)
 
 
 def compare(
@@ -126,7 +140,7 @@ def compare(
         VerificationError: names the first range that differs.
     """
     done = 0
-    with contextlib.closing(_proven(view, threads, ((0, view.size),))) as pieces:
+    with contextlib.closing(_proven(view, threads)) as pieces:
         for extent, data in pieces:
             for start, length in _to_be_read(target, extent):
                 got = target.pread(start, length)
@@ -143,7 +157,7 @@ def compare(
 def _to_be_read(target: BlockDevice, extent: Extent) -> Iterator[tuple[int, int]]:
     """Cut a range into steps; where zeros are expected, the holes of the target need no reading."""
     ranges = [extent]
-    if extent.kind in {ExtentKind.ZERO, ExtentKind.UNUSED}:
+    if extent.kind in _FILLS:
         there = target.extents(extent.offset, extent.length)
         ranges = [part for part in there if part.kind is not ExtentKind.ZERO]
     for part in ranges:

@@ -89,6 +89,15 @@ class VerifyProgress(NamedTuple):
     total: int
 
 
+class _Batch(NamedTuple):
+    """Frames that are proven together: in which file they are, and what they belong to."""
+
+    holder: ImageLayer
+    disk: int
+    refs: tuple[BlockRef, ...]
+    blame: Blame
+
+
 class _Checked(NamedTuple):
     refs: tuple[BlockRef, ...]
     damages: tuple[Damage, ...]
@@ -213,8 +222,8 @@ def _verify_layer(
 ) -> FileReport:
     found.extend(_wrong_pages(layer, chain))
     blocks = stored = transient = 0
-    check = partial(_check, layer, _reference_in(chain))
-    batches = _batches(layer, found)
+    check = partial(_check, _reference_in(chain))
+    batches = _batches(layer, _base_of(layer, chain), found)
     with contextlib.closing(ordered_map(check, batches, threads=threads or default_threads())) as results:
         for checked in results:
             blocks += len(checked.refs) - len(checked.damages)
@@ -262,22 +271,43 @@ def _unique(damages: list[Damage]) -> tuple[Damage, ...]:
     )
 
 
-def _batches(layer: ImageLayer, found: list[Damage]) -> Iterator[tuple[BlockRef, ...]]:
-    """Yield the frames that the layer holds itself; a damaged part of the index is noted and passed."""
+def _base_of(layer: ImageLayer, chain: Chain | None) -> ImageLayer | None:
+    """Return the image of another tool that this one stands on directly.
+
+    Only this one says what the blocks that it left there must be, so they are proven with it.
+    """
+    if chain is None or layer.info.depth != 1:
+        return None
+    base = chain.layer(0)
+    return base if base.info.format != layer.info.format else None
+
+
+def _batches(layer: ImageLayer, base: ImageLayer | None, found: list[Damage]) -> Iterator[_Batch]:
+    """Yield the frames that the layer holds itself, and those that it alone knows of in its base.
+
+    A damaged part of the index is noted and passed.
+    """
     own = layer.info.depth
+    holders = {own: (layer, Blame.IMAGE)}
+    if base is not None:
+        holders[0] = base, Blame.CHAIN
     for number in range(len(layer.info.disks)):
-        pending: list[BlockRef] = []
+        pending: dict[int, list[BlockRef]] = {depth: [] for depth in holders}
         for piece in _pieces(layer, number, found):
             source = piece.source
             if isinstance(source, Lost):
                 found.append(_damage(source.error, piece.offset, piece.length))
-            elif isinstance(source, BlockRef) and source.layer == own:
-                pending.append(source)
-                if len(pending) == _BATCH:
-                    yield tuple(pending)
-                    pending.clear()
-        if pending:
-            yield tuple(pending)
+            elif isinstance(source, BlockRef) and source.layer in pending:
+                refs = pending[source.layer]
+                refs.append(source)
+                if len(refs) == _BATCH:
+                    holder, blame = holders[source.layer]
+                    yield _Batch(holder, number, tuple(refs), blame)
+                    refs.clear()
+        for depth, refs in pending.items():
+            if refs:
+                holder, blame = holders[depth]
+                yield _Batch(holder, number, tuple(refs), blame)
 
 
 def _pieces(layer: ImageLayer, number: int, found: list[Damage]) -> Iterator[Piece]:
@@ -312,27 +342,28 @@ def _reference_in(chain: Chain | None) -> LoadBlock:
     return load
 
 
-def _check(layer: ImageLayer, reference: LoadBlock, refs: tuple[BlockRef, ...]) -> _Checked:
+def _check(reference: LoadBlock, batch: _Batch) -> _Checked:
     """Prove a batch of frames; when one is wrong, each is read again alone."""
     try:
-        layer.load(refs, reference)
+        batch.holder.load(batch.refs, reference)
     except (MountfsError, _ElsewhereError):
-        return _check_singly(layer, reference, refs)
-    return _Checked(refs, (), 0)
+        return _check_singly(reference, batch)
+    return _Checked(batch.refs, (), 0)
 
 
-def _check_singly(layer: ImageLayer, reference: LoadBlock, refs: tuple[BlockRef, ...]) -> _Checked:
+def _check_singly(reference: LoadBlock, batch: _Batch) -> _Checked:
     damages, elsewhere = [], False
-    block_size = layer.info.disks[0].block_size
-    for ref in refs:
+    block_size = batch.holder.info.disks[batch.disk].block_size
+    for ref in batch.refs:
         try:
-            layer.load((ref,), reference)
+            batch.holder.load((ref,), reference)
         except _ElsewhereError:
             # The stored bytes of this frame were proven before its reference was asked for.
             elsewhere = True
         except MountfsError as error:
-            damages.append(_damage(error, ref.block * block_size, ref.raw_length))
-    return _Checked(refs, tuple(damages), 0 if damages or elsewhere else 1)
+            offset = ref.offset if batch.blame is Blame.CHAIN else ref.block * block_size
+            damages.append(_damage(error, offset, ref.raw_length, blame=batch.blame))
+    return _Checked(batch.refs, tuple(damages), 0 if damages or elsewhere else 1)
 
 
 def _damage(

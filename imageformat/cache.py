@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING
 
 from cachetools import Cache
-
-from imageformat.errors import MountfsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -54,6 +51,38 @@ class _SecondChance(Cache["Hashable", bytes]):
         raise KeyError("the cache is empty")
 
 
+class _Flight:
+    """A value that one thread is loading. That others wait is rare, so what they wait on is made late."""
+
+    __slots__ = ("_done", "_landed", "value")
+
+    def __init__(self) -> None:
+        self.value: bytes | None = None
+        """None: not there yet, or loading it failed."""
+        self._landed = False
+        self._done: threading.Event | None = None
+
+    def board(self) -> None:
+        """Announce that `wait` will be called; with the cache's lock held."""
+        if self._done is None:
+            self._done = threading.Event()
+            if self._landed:
+                self._done.set()
+
+    def land(self, value: bytes | None) -> None:
+        """Let those who wait go on; with the cache's lock held."""
+        self.value = value
+        self._landed = True
+        if self._done is not None:
+            self._done.set()
+
+    def wait(self) -> bytes | None:
+        """Return the value, or None when loading it failed."""
+        if self._done is not None:
+            self._done.wait()
+        return self.value
+
+
 class BlockCache:
     """Keeps up to ``capacity`` bytes of values. Any number of threads may call it at once.
 
@@ -63,7 +92,7 @@ class BlockCache:
     def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
         self.capacity = capacity
         self._values = _SecondChance(capacity)
-        self._flights: dict[Hashable, Future[bytes]] = {}
+        self._flights: dict[Hashable, _Flight] = {}
         self._lock = threading.Lock()
         self.hits = 0
         self.misses = 0
@@ -96,26 +125,27 @@ class BlockCache:
         """
         found: dict[int, bytes] = {}
         mine: list[int] = []
-        others: list[tuple[int, Future[bytes]]] = []
+        others: list[tuple[int, _Flight]] = []
         with self._lock:
             for position, key in enumerate(keys):
                 value = self.peek(key)
                 if value is not None:
                     found[position] = value
                 elif (flight := self._flights.get(key)) is not None:
+                    flight.board()
                     others.append((position, flight))
                 else:
-                    self._flights[key] = Future()
+                    self._flights[key] = _Flight()
                     mine.append(position)
             self.hits += len(keys) - len(mine)
             self.misses += len(mine)
         if mine:
             self._load_mine(keys, mine, load, found)
         for position, flight in others:
-            if flight.exception() is None:
-                found[position] = flight.result()
-            else:
-                found[position] = self.get(keys[position], partial(_load_one, load, position))
+            value = flight.wait()
+            if value is None:
+                value = self.get(keys[position], partial(_load_one, load, position))
+            found[position] = value
         return [found[position] for position in range(len(keys))]
 
     def _load_mine(
@@ -126,25 +156,21 @@ class BlockCache:
         found: dict[int, bytes],
     ) -> None:
         """Load what is missing. Whatever happens, nobody is left waiting for it."""
+        values: dict[int, bytes] = {}
         try:
             values = dict(zip(mine, load(mine), strict=True))
-        except BaseException:
-            for flight in self._land(keys, mine, {}):
-                flight.set_exception(MountfsError("another reader failed"))
-            raise
+        finally:
+            self._land(keys, mine, values)
         found.update(values)
-        for position, flight in zip(mine, self._land(keys, mine, values), strict=True):
-            flight.set_result(values[position])
 
-    def _land(
-        self, keys: Sequence[Hashable], mine: Sequence[int], values: Mapping[int, bytes]
-    ) -> list[Future[bytes]]:
-        """Keep what was loaded, as far as it fits, and return the flights to be resolved."""
+    def _land(self, keys: Sequence[Hashable], mine: Sequence[int], values: Mapping[int, bytes]) -> None:
+        """Keep what was loaded, as far as it fits, and end the flights."""
         with self._lock:
-            for position, value in values.items():
-                if 0 < len(value) <= self.capacity:
+            for position in mine:
+                value = values.get(position)
+                if value is not None and 0 < len(value) <= self.capacity:
                     self._values[keys[position]] = value
-            return [self._flights.pop(keys[position]) for position in mine]
+                self._flights.pop(keys[position]).land(value)
 
 
 def _load_one(load: Callable[[Sequence[int]], Sequence[bytes]], position: int) -> bytes:

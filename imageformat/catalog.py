@@ -67,5 +67,17 @@ def decode_catalog(data: bytes | None) -> dict[str, CatalogEntry]:
 
 
 def encode_catalog(entries: list[CatalogEntry]) -> bytes:
-    """Return the bytes of a catalogue."""
-    return msgspec.json.encode(_File(_VERSION, entries))
+    """Return the bytes of a catalogue; a file whose name is no text is left out, and looked at each time."""
+    try:
+        return msgspec.json.encode(_File(_VERSION, entries))
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_File(_VERSION, [entry for entry in entries if _can_be_kept(entry)]))
+
+
+def _can_be_kept(entry: CatalogEntry) -> bool:
+    """Tell whether an entry is text throughout; a file name on disk need not be."""
+    try:
+        msgspec.json.encode(entry)
+    except UnicodeEncodeError:
+        return False
+    return True

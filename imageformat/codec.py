@@ -45,7 +45,7 @@ class _ThreadState(threading.local):
 _state = _ThreadState()
 
 
-def encode(raw: bytes, level: int = DEFAULT_LEVEL) -> tuple[Codec, bytes]:
+def encode(raw: bytes | memoryview, level: int = DEFAULT_LEVEL) -> tuple[Codec, bytes | memoryview]:
     """Compress ``raw``, or return it as it is when that saves too little. Thread-safe."""
     compressor = _state.compressors.get(level)
     if compressor is None:
@@ -57,7 +57,7 @@ def encode(raw: bytes, level: int = DEFAULT_LEVEL) -> tuple[Codec, bytes]:
     return Codec.ZSTD, packed
 
 
-def encode_delta(raw: bytes, reference: bytes) -> bytes:
+def encode_delta(raw: bytes | memoryview, reference: bytes) -> bytes:
     """Compress ``raw`` against ``reference``, an older version of it. Thread-safe.
 
     Small tables and the fast double-hash search: what differs is little, and a level of zstd that searches
@@ -77,7 +77,7 @@ def encode_delta(raw: bytes, reference: bytes) -> bytes:
     )
 
 
-def decode_delta(payload: bytes, raw_length: int, reference: bytes) -> bytes:
+def decode_delta(payload: bytes | memoryview, raw_length: int, reference: bytes) -> bytes:
     """Return exactly the ``raw_length`` bytes that `encode_delta` took. Thread-safe.
 
     Raises:
@@ -90,7 +90,7 @@ def _dictionary(reference: bytes) -> zstandard.ZstdCompressionDict:
     return zstandard.ZstdCompressionDict(reference, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
 
 
-def decode(codec: int, payload: bytes, raw_length: int) -> bytes:
+def decode(codec: int, payload: bytes | memoryview, raw_length: int) -> bytes:
     """Return exactly ``raw_length`` bytes. Never allocates more than that. Thread-safe.
 
     Raises:
@@ -99,13 +99,15 @@ def decode(codec: int, payload: bytes, raw_length: int) -> bytes:
     if codec == Codec.STORED:
         if len(payload) != raw_length:
             raise CorruptImageError(f"stored block has {len(payload)} bytes instead of {raw_length}")
-        return payload
+        return bytes(payload)
     if codec != Codec.ZSTD:
         raise CorruptImageError(f"unknown codec {codec}")
     return _decompress(_state.decompressor, payload, raw_length)
 
 
-def _decompress(decompressor: zstandard.ZstdDecompressor, payload: bytes, raw_length: int) -> bytes:
+def _decompress(
+    decompressor: zstandard.ZstdDecompressor, payload: bytes | memoryview, raw_length: int
+) -> bytes:
     try:
         stated = zstandard.frame_content_size(payload)
         if stated != raw_length:

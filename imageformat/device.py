@@ -51,7 +51,7 @@ class BlockDevice(Protocol):
 
 
 class WritableDevice(BlockDevice, Protocol):
-    """A device that can be written; one writer at a time."""
+    """A device that can be written. Threads may write at once as long as their ranges do not meet."""
 
     def pwrite(self, offset: int, data: bytes) -> None:
         """Write all of ``data`` at ``offset``, or raise."""

@@ -11,6 +11,7 @@ The message is one line: what is wrong, where, and what to do about it.
         IncompleteImageError           12   a backup that never finished, or a truncated file
         CorruptImageError              13   stored bytes are not the bytes that were written
         UnreadableBlockError           14   the block was already unreadable at the source
+        PartOfImageError               15   one part of a split image, and not the one to open
       ChainError
         ParentMissingError             20
         ParentMismatchError            21   a file stands where the parent was, with other content
@@ -94,6 +95,13 @@ class UnreadableBlockError(ImageError):
     """The block could not be read from the source when the image was made."""
 
     exit_code = 14
+
+
+class PartOfImageError(ImageError):
+    """The file is one part of a split image; the message names the part to open. It is no point by itself."""
+
+    errno = _errno.EINVAL
+    exit_code = 15
 
 
 class ChainError(MountfsError):

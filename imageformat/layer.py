@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from imageformat.errors import MountfsError
     from imageformat.secrets import Secrets
     from imageformat.siblings import Siblings
+    from imageformat.storage import ObjectWriter
 
 
 class ImageType(enum.Enum):
@@ -192,6 +193,11 @@ class ImageLayer(Protocol):
         """What the image says of itself."""
         ...
 
+    @property
+    def cache_key(self) -> bytes:
+        """What a cache knows the file's blocks by: never equal for files of which any block may differ."""
+        ...
+
     def pieces(
         self,
         disk: int,
@@ -259,6 +265,14 @@ class Opening:
     """What may open an encrypted image."""
 
 
+WriteDisk: TypeAlias = "Callable[[BlockDevice, int, ObjectWriter, Callable[[int], None]], None]"
+"""Appends a disk with sectors of so many bytes to a new object, front to back; the caller commits it.
+
+The last argument is told the place on the disk that was reached. Raises what the disk and the object raise,
+and `UsageError` when the format cannot hold such a disk.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFormat:
     """The plug-in record of an image format."""
@@ -274,6 +288,8 @@ class ImageFormat:
     Raises:
         ImageError: it is damaged, incomplete, or uses what is not known here.
     """
+    write: WriteDisk | None = None
+    """Writes a disk as an image of this format; None when that cannot be done here."""
     listed: bool = True
     """Whether a file with such a suffix counts as an image when a folder is looked through. If not, it is one
     only when it is named."""

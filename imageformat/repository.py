@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 from imageformat.cache import BlockCache
 from imageformat.catalog import CatalogEntry, Problem, Proof, decode_catalog, encode_catalog
 from imageformat.chain import Chain
-from imageformat.errors import MountfsError, NotFoundError, ParentMismatchError, ParentMissingError
+from imageformat.errors import (
+    MountfsError,
+    NotFoundError,
+    ParentMismatchError,
+    ParentMissingError,
+    PartOfImageError,
+)
 from imageformat.formats import listed_suffixes, open_image
 from imageformat.layer import Ancestor, Opening
 from imageformat.lineage import Member, standings
@@ -153,7 +159,8 @@ class Repository:
                 entry = known.get(stored.key)
                 if entry is None or entry.fingerprint != stored.fingerprint or entry.problem:
                     entry = self._examine(stored)
-                entries.append((stored, entry))
+                if stored.key == self._also or not _is_part(entry):
+                    entries.append((stored, entry))
         current = [entry for _, entry in entries if entry.problem is None]
         if current != list(known.values()):
             self.storage.save_cache(prefix, encode_catalog(current))
@@ -253,6 +260,11 @@ class Repository:
             self._layers.clear()
             self._replaced.clear()
         self.storage.close()
+
+
+def _is_part(entry: CatalogEntry) -> bool:
+    """Tell whether a file only holds blocks for another, which is the point."""
+    return entry.problem is not None and entry.problem.error == PartOfImageError.__name__
 
 
 def _identity(info: ImageInfo) -> Ancestor:

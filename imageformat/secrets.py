@@ -1,7 +1,7 @@
 """What opens encrypted images and volumes: passwords and keys, as one value that is handed down.
 
 Whoever meets something encrypted tries everything that was given; nobody says beforehand what opens what.
-Nothing here is printed: the representation leaves the secrets out.
+None of it is ever printed: the representation leaves it out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_KEY_SIZE = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """Passwords and keys that may be tried. Equal to another that holds the same in the same order.
+    """Passwords and keys that may be tried. A value: equal to another that holds the same.
 
     Raises:
         UsageError: one of them is longer than `MAX_KEY_SIZE`.

@@ -129,7 +129,7 @@ class ImageView:
         return self._cache.get_many(keys, lambda missing: self._load([refs[index] for index in missing]))
 
     def _key(self, ref: BlockRef) -> tuple[bytes, int, int, int, int, bytes]:
-        return (self._chain.layer(ref.layer).info.id.bytes, *ref[1:])
+        return (self._chain.layer(ref.layer).cache_key, *ref[1:])
 
     def _load(self, refs: Sequence[BlockRef]) -> list[bytes]:
         return self._chain.load(refs, self._reference)

@@ -33,7 +33,8 @@ def name_damage(session: Session, point: Point, ranges: Sequence[tuple[int, int]
     """Find the files of a point that lie in damaged ranges of its disk.
 
     A range in which no file lies is said to be metadata or free space of its volume, or outside of all. A
-    file system too damaged to be walked gives what could be found. Never raises a `MountfsError`.
+    file system too damaged to be walked, or a volume that is locked, gives what could be found. Never raises
+    a `MountfsError`.
     """
     if not ranges or point.info is None or point.problem is not None:
         return {}
@@ -51,10 +52,11 @@ def name_ranges(tree: DiskTree, ranges: Sequence[tuple[int, int]]) -> FilesByDam
     """Find the files of a disk that lie in ranges of it; see `name_damage`."""
     wanted = sorted(set(ranges))
     names: dict[tuple[int, int], list[str]] = {damaged: [] for damaged in wanted}
-    for volume in tree.volumes():
-        inside = [damaged for damaged in wanted if _overlap(damaged, volume.offset, volume.size)]
+    for slot in tree.contents().slots.values():
+        reach = list(slot.reach())
+        inside = [damaged for damaged in wanted if any(_overlap(damaged, *piece) for piece in reach)]
         if inside:
-            _name_in_volume(tree, volume, inside, names)
+            _name_in_volume(tree, slot.volume, inside, names)
     return {damaged: tuple(found) or (_place(tree, damaged),) for damaged, found in names.items()}
 
 
@@ -109,7 +111,10 @@ def _overlap(damaged: tuple[int, int], start: int, length: int) -> bool:
 
 
 def _place(tree: DiskTree, damaged: tuple[int, int]) -> str:
-    volume = tree.volume_at(damaged[0])
-    if volume is None:
+    slot = tree.slot_around(damaged[0])
+    if slot is None:
         return "no file: the partition table, or space outside of all partitions"
-    return f"no file: metadata or free space of {safe_text(volume.name)}"
+    name = safe_text(slot.volume.path)
+    if slot.locked is not None:
+        return f"not known: {name} is locked"
+    return f"no file: metadata or free space of {name}"

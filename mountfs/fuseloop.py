@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 KEEP_S = 3600
 KEEP_VOLATILE_S = 1
-THREADS = 2
+THREADS = 3
 """More of them fight for the interpreter lock; with one, every reader waits for one decompression."""
 
 _ABORTED = frozenset({errno.ENOENT, errno.EINTR, errno.EAGAIN})
@@ -226,7 +226,7 @@ class FuseLoop:
         return _sized(value, fuse.parse_u32(request.body))
 
     def _listxattr(self, request: Request) -> bytes:
-        names = self._view.xattrs(self._nodes.path(request.node))
+        names = self._view.xattr_names(self._nodes.path(request.node))
         return _sized(b"".join(name + b"\0" for name in names), fuse.parse_u32(request.body))
 
     @staticmethod

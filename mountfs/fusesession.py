@@ -216,7 +216,7 @@ class FuseSession:
         return -errno.ENODATA if value is None else _give(value, buffer, size)
 
     def _listxattr(self, path: bytes, buffer: Untyped, size: int) -> int:
-        return _give(b"".join(name + b"\0" for name in self._view.xattrs(path)), buffer, size)
+        return _give(b"".join(name + b"\0" for name in self._view.xattr_names(path)), buffer, size)
 
     def _statfs(self, _path: bytes, buffer: Untyped) -> int:
         answer = buffer.contents

@@ -21,7 +21,7 @@ from xxhash import xxh3_64_intdigest
 from imageformat.errors import CorruptImageError, NotFoundError
 from imageformat.extent import ExtentKind
 from mountfs.names import from_path_name, to_path_name
-from mountfs.tree import NodeKind
+from mountfs.tree import UNLISTED_XATTRS, NodeKind
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping
@@ -150,6 +150,10 @@ class PosixView:
         if place.stream is not None or place.node.kind is not NodeKind.SYMLINK:
             raise _os_error(errno.EINVAL)
         return self._tree.readlink(place.node)
+
+    def xattr_names(self, path: bytes) -> tuple[bytes, ...]:
+        """Return the names that a listing shows: those a copy can be given; the others are only answered."""
+        return tuple(name for name in self.xattrs(path) if not name.startswith(UNLISTED_XATTRS.encode()))
 
     def xattrs(self, path: bytes) -> Mapping[bytes, bytes]:
         """Return all extended attributes, ours included; names that no call can carry are left out."""

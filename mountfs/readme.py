@@ -10,14 +10,22 @@ if TYPE_CHECKING:
     from imageformat.partitions import PartitionTable
     from mountfs.volumes import Volume
 
+_OPEN_HERE = """\
+With its password in a file, it is shown as folders:
+
+    mountfs ls IMAGE:{path} --password-file FILE
+
+The same option works with mount, tree, cat, cp, info, verify and restore; --key-file takes a key file.
+
+"""
 _LUKS = """\
-It can be unlocked from its raw bytes, as root:
+Without mountfs, it can be unlocked from its raw bytes, as root:
 
     cryptsetup open --readonly partition.img unlocked
     mount -o ro /dev/mapper/unlocked /mnt
 """
 _BITLOCKER = """\
-It can be unlocked from its raw bytes, as root, with its password or recovery key:
+Without mountfs, it can be unlocked from its raw bytes, as root, with its password or recovery key:
 
     cryptsetup open --type bitlk --readonly partition.img unlocked
     mount -o ro /dev/mapper/unlocked /mnt
@@ -45,31 +53,42 @@ Tools that repair or search file systems can be used on a copy of partition.img.
 _UNKNOWN = "Tools that search for lost file systems can be used on a copy of partition.img.\n"
 _NO_FILES = "It holds no files; its raw bytes are in partition.img.\n"
 _ADVICE = {
-    "luks1": _LUKS,
-    "luks2": _LUKS,
-    "bitlocker": _BITLOCKER,
+    "luks1": _OPEN_HERE + _LUKS,
+    "luks2": _OPEN_HERE + _LUKS,
+    "bitlocker": _OPEN_HERE + _BITLOCKER,
     "lvm2": _LVM,
     "mdraid": _RAID,
     "swap": _NO_FILES,
 }
 
 
-def volume_readme(volume: Volume, reason: str) -> bytes:
-    """Explain why a volume is shown as raw bytes."""
+def volume_readme(volume: Volume, reason: str, *, has_bytes: bool = True) -> bytes:
+    """Explain why a volume is shown as raw bytes, or, without those, as nothing else."""
     info, partition = volume.info, volume.partition
-    facts = [("Volume", volume.name.decode("utf-8", "replace"))]
+    facts = [("Volume", volume.path.decode("utf-8", "replace"))]
     if info is not None:
         facts += [("Type", info.type), ("Label", info.label), ("UUID", info.uuid), ("Note", info.note)]
     if partition is not None:
         facts += [("Partition", f"{partition.number}, {partition.type_name}"), ("Name", partition.name)]
-    facts += [("Place", f"{volume.size} bytes at byte {volume.offset} of the disk")]
+    place = f" at byte {volume.offset} of the disk" if volume.offset is not None else ""
+    facts += [("Place", f"{volume.size} bytes{place}")]
+    why = f"Why: {safe_text(reason)}."
+    if not has_bytes:
+        return _text("This volume cannot be shown.", facts, why)
+    advice = _ADVICE.get(info.type, _OTHER) if info is not None else _UNKNOWN
     return _text(
         "The files of this volume cannot be shown.",
         facts,
-        f"Why: {safe_text(reason)}.",
+        why,
         "All of its bytes are in partition.img, beside this note.\n",
-        _ADVICE.get(info.type, _OTHER) if info is not None else _UNKNOWN,
+        advice.replace("{path}", safe_text(_numbers(volume))),
     )
+
+
+def _numbers(volume: Volume) -> str:
+    """Return the short way to a volume: ``2/1``."""
+    names = (*volume.parents, volume.name)
+    return "/".join(name.split(b"-", 1)[0].decode("utf-8", "replace") for name in names)
 
 
 def disk_readme(table: PartitionTable, size: int, image_name: bytes) -> bytes:

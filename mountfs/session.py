@@ -12,9 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from imageformat.plugins import discover
+from imageformat.repository import NO_ACCESS, Access
 from imageformat.selection import open_location, problem_error
 from imageformat.view import ImageView, ReadAhead
-from mountfs import drivers
+from mountfs import containers, drivers
 from mountfs.disktree import DiskTree
 from mountfs.flattree import FlatTree
 from mountfs.foldertree import Entry, FolderTree
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from imageformat.repository import ImageSet, Point
     from imageformat.selection import Location
+    from mountfs.containers import VolumeContainer
     from mountfs.tree import FileSystemDriver, FileTree
 
 DISK_IMAGE = b"disk.img"
@@ -44,11 +46,24 @@ def file_system_drivers() -> tuple[FileSystemDriver, ...]:
     return discover(drivers).available
 
 
+def volume_containers() -> tuple[VolumeContainer, ...]:
+    """Every kind of container that can be opened here."""
+    return discover(containers).available
+
+
 class Session:
     """An opened repository, set or image. Use it as a context manager. Thread-safe once open."""
 
-    def __init__(self, path: str, *, capacity: int | None = None, read_ahead: bool = True) -> None:
-        self.location: Location = open_location(path, capacity=capacity)
+    def __init__(
+        self,
+        path: str,
+        *,
+        capacity: int | None = None,
+        read_ahead: bool = True,
+        access: Access = NO_ACCESS,
+    ) -> None:
+        self.location: Location = open_location(path, capacity=capacity, access=access)
+        self._secrets = access.secrets
         self._stack = ExitStack()
         self._stack.callback(self.location.repository.close)
         self._read_ahead: ReadAhead | None = None
@@ -77,6 +92,8 @@ class Session:
         return DiskTree(
             view,
             file_system_drivers(),
+            containers=volume_containers,
+            secrets=self._secrets,
             image_name=DISK_IMAGE,
             sector_size=view.sector_size,
             time_ns=created_ns,

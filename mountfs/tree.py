@@ -31,6 +31,13 @@ class NodeKind(enum.Enum):
     BLOCK_DEVICE = "block device"
 
 
+UNLISTED_XATTRS = "system.ntfs_"
+"""Extended attributes that only NTFS has, under ntfs-3g's names. As there, a mount answers for them but does
+not list them, and a copy to another file system is not the poorer for it."""
+NOT_COPIED_XATTRS = frozenset({"system.ntfs_reparse_data"})
+"""They say how the original keeps its content; a copy holds the content itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One entry of a tree. Values only: it stays valid when its tree is closed and opened again."""
@@ -142,6 +149,9 @@ class FileSystemDriver:
     """The `FileSystemInfo.type` values it can open."""
     open: Callable[[BlockDevice, FileSystemInfo], FileTree]
     """Open a volume; the caller closes tree and device. Raises `VolumeError` with the reason."""
+    note: Callable[[BlockDevice, FileSystemInfo], str] | None = None
+    """Say what opening makes of a volume that has a note: whether its journal can be replayed. The answer
+    stands in place of the note. Cheaper than opening it; raises `MountfsError` when nothing can be said."""
 
 
 def walk(tree: FileTree, path: bytes) -> Node:

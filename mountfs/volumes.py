@@ -1,11 +1,12 @@
 """What lies on a disk, and what each part of it is called.
 
-A volume is a partition, or the whole disk when it has no table. Its name is shown as a directory, so it is
-made of text that any file system and any terminal can take.
+A volume is a partition, a whole disk without a table, or what a container (encryption, a volume manager)
+holds. Its name is shown as a directory, so it is made of text that any file system and terminal can take.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from dataclasses import dataclass
@@ -15,41 +16,72 @@ from imageformat.device import Slice
 from imageformat.errors import MountfsError
 from imageformat.partitions import PartitionTable, read_table
 from mountfs.signatures import identify
+from mountfs.tree import FileSystemInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from imageformat.device import BlockDevice
     from imageformat.partitions import Partition
-    from mountfs.tree import FileSystemDriver, FileSystemInfo
+    from mountfs.containers import InnerVolume, VolumeContainer
+    from mountfs.tree import FileSystemDriver
 
 _MAX_NAME = 100
 _UNSAFE = re.compile(r'[/\\:*?"<>|]')
-_ENCRYPTED = frozenset({"bitlocker", "luks1", "luks2"})
-_CONTAINERS = frozenset({"lvm2", "mdraid", "zfs", "bcache"})
+DISKLABEL = "bsd"
+"""Type of a partition that is itself divided into partitions of the same table."""
+ENCRYPTED = frozenset({"bitlocker", "luks1", "luks2"})
+_PARTS_OF_BIGGER = frozenset(
+    {"lvm2", "mdraid", "zfs", "bcache", "corestorage", "ldm", "storage-spaces", "vmfs-member"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Openers:
+    """What can make something of a volume."""
+
+    drivers: tuple[FileSystemDriver, ...]
+    """Asked in order; the first that knows the type of a volume and opens it serves it."""
+    find_containers: Callable[[], Sequence[VolumeContainer]]
+    """Asked only when there is a volume that no driver knows: loading them may cost something."""
+
+    def container(self, type_name: str) -> VolumeContainer | None:
+        """Return what opens containers of a type."""
+        return next((record for record in self.find_containers() if type_name in record.types), None)
+
+    def drivers_of(self, type_name: str) -> tuple[FileSystemDriver, ...]:
+        """Return the drivers that know a type."""
+        return tuple(driver for driver in self.drivers if type_name in driver.types)
 
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A partition, or a whole disk without a partition table."""
+    """A partition, a whole disk without a partition table, or a volume inside a container."""
 
     name: bytes
     """Of its directory: number, type, and label or partition name, as far as they are known."""
+    number: int
+    """Of the partition; 0 for a whole disk; from 1 on inside a container."""
     partition: Partition | None
-    """None for a whole disk."""
-    offset: int
+    """None for a whole disk, and inside a container."""
+    offset: int | None
+    """Where its first byte lies on the disk; None when that cannot be said."""
     size: int
     info: FileSystemInfo | None
-    """None when nothing known is there."""
+    """None when nothing known is there. A whole partition table has its scheme as the type."""
     reason: str
-    """Why no file can be read from it; empty when a driver knows the type. Nothing was opened to tell."""
+    """Why no file can be read from it; empty when something can open the type. Nothing was opened to tell."""
     failure: MountfsError | None = None
     """Why it is not known what is there: its start could not be read."""
+    table: PartitionTable | None = None
+    """The partition table that it holds, as a disk would."""
+    parents: tuple[bytes, ...] = ()
+    """Names of the volumes that it lies in, outermost first."""
 
     @property
-    def number(self) -> int:
-        """Of the partition; 0 for a whole disk."""
-        return self.partition.number if self.partition is not None else 0
+    def path(self) -> bytes:
+        """Of its directory in the tree of the disk."""
+        return b"/".join((*self.parents, self.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +94,7 @@ class DiskLayout:
     """Why there may be more on the disk than is known: its table could not be read."""
 
 
-def read_layout(
-    device: BlockDevice, drivers: Sequence[FileSystemDriver], sector_size: int | None = None
-) -> DiskLayout:
+def read_layout(device: BlockDevice, openers: Openers, sector_size: int | None = None) -> DiskLayout:
     """Read the partition table and look at what each partition holds.
 
     A disk that has no partitions is one volume with number 0 if something known is on it, else none.
@@ -79,12 +109,38 @@ def read_layout(
         warning = str(failure)
         table = PartitionTable("none", sector_size or 512, "", (), (warning,))
     if table.partitions:
-        return DiskLayout(table, tuple(_volume(device, drivers, entry) for entry in table.partitions))
-    whole = _volume(device, drivers, None)
+        return DiskLayout(table, partition_volumes(device, table, openers))
+    whole = _look(device, openers, Volume(b"", 0, None, 0, device.size, None, ""), nested=False)
     if whole.info is not None:
         return DiskLayout(table, (whole,), failure)
     warnings = (*table.warnings, f"no volume: {whole.reason}")
     return DiskLayout(dataclasses.replace(table, warnings=warnings), (), failure or whole.failure)
+
+
+def partition_volumes(device: BlockDevice, table: PartitionTable, openers: Openers) -> tuple[Volume, ...]:
+    """Look at what each partition of a device holds; offsets are those of the device."""
+    return tuple(_partition_volume(device, table, entry, openers) for entry in table.partitions)
+
+
+def _partition_volume(
+    device: BlockDevice, table: PartitionTable, partition: Partition, openers: Openers
+) -> Volume:
+    volume = Volume(b"", partition.number, partition, partition.offset, partition.size, None, "")
+    parts = [str(entry.number) for entry in table.partitions if entry.within == partition.number]
+    if parts:
+        info = FileSystemInfo(DISKLABEL)
+        name = volume_name(partition.number, info, partition.name)
+        reason = f"it is divided into the partitions {', '.join(parts)}"
+        return dataclasses.replace(volume, name=name, info=info, reason=reason)
+    return _look(Slice(device, partition.offset, partition.size), openers, volume, partition.name)
+
+
+def inner_volume(number: int, inner: InnerVolume, openers: Openers) -> Volume:
+    """Look at what a volume inside a container holds; where it lies is left open."""
+    volume = Volume(b"", number, None, None, inner.size, None, inner.reason)
+    if inner.device is None:
+        return dataclasses.replace(volume, name=volume_name(number, None, inner.name))
+    return _look(inner.device, openers, volume, inner.name, own_name=True)
 
 
 def _placed(error: MountfsError, place: str) -> MountfsError:
@@ -94,44 +150,85 @@ def _placed(error: MountfsError, place: str) -> MountfsError:
     return placed
 
 
-def _volume(device: BlockDevice, drivers: Sequence[FileSystemDriver], partition: Partition | None) -> Volume:
-    offset, size = (0, device.size) if partition is None else (partition.offset, partition.size)
-    info, reason, failure = None, "", None
+def _look(
+    device: BlockDevice,
+    openers: Openers,
+    volume: Volume,
+    label: str = "",
+    *,
+    own_name: bool = False,
+    nested: bool = True,
+) -> Volume:
+    """Fill in what a volume holds; ``label`` names it if that has no name, or always as its ``own_name``."""
+    info, table, reason, failure = None, None, volume.reason, None
     try:
-        info = identify(Slice(device, offset, size))
+        info = _noted(identify(device), device, openers.drivers)
+        if info is None and nested and not reason:
+            table = _inner_table(device)
+            info = FileSystemInfo(table.scheme) if table is not None else None
+        elif info is not None and not info.label:
+            info = dataclasses.replace(info, label=_container_label(device, info, openers))
     except MountfsError as error:
         reason = f"its start cannot be read: {error}"
-        number = partition.number if partition is not None else 0
-        failure = _placed(error, f"the start of partition {number} cannot be read")
-    return Volume(
-        volume_name(partition, info), partition, offset, size, info, reason or _reason(info, drivers), failure
+        failure = _placed(error, f"the start of partition {volume.number} cannot be read")
+    shown = label if own_name and label else (_clean(info.label) if info is not None else "") or label
+    return dataclasses.replace(
+        volume,
+        name=volume_name(volume.number, info, shown),
+        info=info,
+        table=table,
+        reason=reason or ("" if table is not None else _reason(info, openers)),
+        failure=failure,
     )
 
 
-def _reason(info: FileSystemInfo | None, drivers: Sequence[FileSystemDriver]) -> str:
+def _noted(
+    info: FileSystemInfo | None, part: BlockDevice, drivers: Sequence[FileSystemDriver]
+) -> FileSystemInfo | None:
+    """Let the driver that will open a volume say what it makes of its state."""
+    if info is None or not info.note:
+        return info
+    for driver in drivers:
+        if info.type in driver.types and driver.note is not None:
+            with contextlib.suppress(MountfsError):
+                return dataclasses.replace(info, note=driver.note(part, info))
+    return info
+
+
+def _container_label(device: BlockDevice, info: FileSystemInfo, openers: Openers) -> str:
+    """Return what a container is called where that is not in its signature; empty for all else."""
+    if openers.drivers_of(info.type) or info.type not in _PARTS_OF_BIGGER:
+        return ""
+    container = openers.container(info.type)
+    try:
+        return container.label(device) if container is not None and container.label is not None else ""
+    except MountfsError:
+        return ""
+
+
+def _inner_table(device: BlockDevice) -> PartitionTable | None:
+    """Return the table of a whole disk that lies in a volume, when it is beyond doubt."""
+    table = read_table(device)
+    return table if table.partitions and not table.warnings else None
+
+
+def _reason(info: FileSystemInfo | None, openers: Openers) -> str:
     if info is None:
         return "no known file system was found on it"
-    if any(info.type in driver.types for driver in drivers):
-        return ""
-    if info.type in _ENCRYPTED:
-        return f"it is encrypted ({info.type})"
     if info.type == "swap":
         return "it is swap space and holds no files"
-    if info.type in _CONTAINERS:
+    if openers.drivers_of(info.type) or openers.container(info.type) is not None:
+        return ""
+    if info.type in ENCRYPTED:
+        return f"it is encrypted ({info.type}); to open it, install mountfs[volumes]"
+    if info.type in _PARTS_OF_BIGGER:
         return f"it is a part of a bigger volume ({info.type})"
     return f"no driver here can read {info.type}"
 
 
-def volume_name(partition: Partition | None, info: FileSystemInfo | None) -> bytes:
+def volume_name(number: int, info: FileSystemInfo | None, label: str) -> bytes:
     """Name the directory of a volume: ``1-fat32-EFI``, ``3-swap``, ``4``; at most 100 bytes of UTF-8."""
-    label = info.label if info is not None else ""
-    if partition is not None and not _clean(label):
-        label = partition.name
-    parts = (
-        str(partition.number) if partition is not None else "0",
-        _clean(info.type) if info is not None else "",
-        _clean(label),
-    )
+    parts = (str(number), _clean(info.type) if info is not None else "", _clean(label))
     name = "-".join(part for part in parts if part).encode()[:_MAX_NAME]
     return name.decode("utf-8", "ignore").rstrip(" .").encode()
 

@@ -1,4 +1,4 @@
-"""The last point of a chain of 100 against a single full image of the same disk."""
+"""The last point of a chain of 100, with and without differences, against a full image of the same disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks import machine, peers, product
 from benchmarks.groups.disk import product_disk
 from benchmarks.points import many_points, single_full
 from benchmarks.reading import measure_disk
-from benchmarks.runner import MIB, Bench, Sample, Target, timed
+from benchmarks.runner import MIB, Bench, Sample, Target, stored_mib, timed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,23 +27,33 @@ _READS = {
     "page_cache_mib_per_s": "page cache hot",
 }
 CHAIN = "chain of 100"
+WHOLE = "chain of 100, whole blocks"
+_TARGETS = {
+    **_READS,
+    "restore_seconds": "restore",
+    "increment_seconds": "incremental on top",
+}
 TARGETS = (
-    *(Target(f"chain, {title}", measure, CHAIN, (FULL,), 0.95) for measure, title in _READS.items()),
-    Target("chain, restore", "restore_seconds", CHAIN, (FULL,), 0.95),
-    Target("chain, incremental on top", "increment_seconds", CHAIN, (FULL,), 0.95),
-    Target("chain, mount ready, ms more than a full", "ready_more_ms", CHAIN, (), 20.0, at_most=True),
+    *(
+        Target(f"{chain}, {title}", measure, chain, (FULL,), 0.95)
+        for chain in (CHAIN, WHOLE)
+        for measure, title in _TARGETS.items()
+    ),
+    Target(f"{CHAIN}, mount ready, ms more than a full", "ready_more_ms", CHAIN, (), 20.0, at_most=True),
 )
 
 
 def run(bench: Bench) -> None:
     """A quarter of the size: making the chain reads the disk a hundred times."""
     size = max(min(64 * MIB, bench.workload.size), bench.workload.size // 4)
-    repo, disk, workload = many_points(bench, size, 3 if bench.quick else 100)
+    count = 3 if bench.quick else 100
+    repo, disk, workload = many_points(bench, size, count)
+    whole, same_disk, _ = many_points(bench, size, count, "--whole-blocks")
     alone = bench.scratch / "alone"
     point = f"{repo}/disk@latest"
     full = single_full(disk, alone)
 
-    def measured(what: str, stored: Path) -> Sample:
+    def measured(what: str, stored: Path, disk: Path = disk) -> Sample:
         serve = partial(product_disk, what, bench.scratch)
         found = measure_disk(bench, serve, stored, workload=workload)
         return {**found, **_restored(bench, what, stored), **_increment(bench, stored, disk)}
@@ -52,9 +62,18 @@ def run(bench: Bench) -> None:
         more = statistics.median(
             _ready(point, bench) - _ready(full, bench) for _ in range(1 if bench.quick else 3)
         )
-        return {**measured(point, repo), "ready_more_ms": more * 1000}
+        return {**measured(point, repo), "ready_more_ms": more * 1000, "mib": stored_mib(repo)}
 
-    bench.run({CHAIN: chain, FULL: partial(measured, full, alone)})
+    bench.run(
+        {
+            CHAIN: chain,
+            WHOLE: lambda: {
+                **measured(f"{whole}/disk@latest", whole, same_disk),
+                "mib": stored_mib(whole),
+            },
+            FULL: lambda: {**measured(full, alone), "mib": stored_mib(alone)},
+        }
+    )
 
 
 def _restored(bench: Bench, what: str, stored: Path) -> Sample:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class RateLimited:
-    """Reads ``source`` at ``bytes_per_second`` at most, over any second or longer. One thread.
+    """Reads ``source`` at ``bytes_per_second`` at most, over any second or longer. Thread-safe.
 
     Closing it leaves the source open.
     """
@@ -31,18 +32,23 @@ class RateLimited:
         self._clock = clock
         self._sleep = sleep
         self._free_at = clock()
+        self._lock = threading.Lock()
         self.size = source.size
         self.block_size = source.block_size
         self.sector_size = source.sector_size
 
     def pread(self, offset: int, size: int) -> bytes:
         """See `BlockDevice.pread`; waits until what was read before is paid for."""
-        now = self._clock()
-        if self._free_at > now:
-            self._sleep(self._free_at - now)
-        # Time in which nothing was read is not saved up.
-        self._free_at = max(self._free_at, now) + size / self._rate
+        self._pay(size)
         return self._source.pread(offset, size)
+
+    def _pay(self, size: int) -> None:
+        with self._lock:
+            now = self._clock()
+            start = max(self._free_at, now)  # time in which nothing was read is not saved up
+            self._free_at = start + size / self._rate
+        if start > now:
+            self._sleep(start - now)
 
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
         """See `BlockDevice.extents`."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from engine.devices import ioctl, sysfs
 from engine.devices.sysfs import LOCAL, SystemRoots
 from imageformat.device import check_range
+from imageformat.direct import AlignedMemory, DirectFile
 from imageformat.errors import AccessDeniedError, MountfsError, NotFoundError, SourceReadError
 from imageformat.extent import Extent, ExtentKind
 from imageformat.storage.holes import file_extents
@@ -48,6 +49,8 @@ class SourceDevice:
 
     def __init__(self, fd: int, identity: SourceIdentity, *, sector_size: int, block_size: int) -> None:
         self._fd = fd
+        self._direct = DirectFile(fd)
+        self._memory = AlignedMemory()
         self.identity = identity
         self.size = identity.size
         self.sector_size = sector_size
@@ -59,27 +62,28 @@ class SourceDevice:
         Raises:
             SourceReadError: with the first byte that could not be read.
         """
-        check_range(self.size, offset, size)
-        first = self._read_once(offset, size)
-        if len(first) == size:
-            return first
-        parts = [first]
-        done = len(first)
-        while done < size:
-            parts.append(self._read_once(offset + done, size - done))
-            done += len(parts[-1])
-        return b"".join(parts)
+        with self.lend(offset, size) as lent:
+            return bytes(lent)
 
-    def _read_once(self, offset: int, size: int) -> bytes:
-        if not size:
-            return b""
+    def lend(self, offset: int, size: int) -> memoryview:
+        """See `engine.backup.Lender.lend`."""
+        check_range(self.size, offset, size)
+        memory = self._memory.of(size)
+        if self._direct.read_into(memory, offset, size):
+            return memory[:size]
+        done = 0
+        while done < size:
+            done += self._read_once(memory[done:size], offset + done)
+        return memory[:size]
+
+    def _read_once(self, memory: memoryview, offset: int) -> int:
         try:
-            data = os.pread(self._fd, size, offset)
+            got = os.preadv(self._fd, [memory], offset)
         except OSError as error:
             raise self._read_error(offset, error) from error
-        if not data:
+        if not got:
             raise self._shrunk(offset)
-        return data
+        return got
 
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
         """See `BlockDevice.extents`; the holes of a file are ZERO, all else is DATA."""
@@ -100,6 +104,7 @@ class SourceDevice:
 
     def close(self) -> None:
         """See `BlockDevice.close`."""
+        self._direct.close()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             # Of a file on a mount that died, closing fails as well; it is closed all the same.

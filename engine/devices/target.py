@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +14,7 @@ from engine.devices import ioctl
 from engine.devices.guards import TargetFacts, device_identity, file_identity, target_facts
 from engine.devices.sysfs import LOCAL, SystemRoots
 from imageformat.device import WritableDevice, check_range
+from imageformat.direct import DirectFile
 from imageformat.errors import (
     AccessDeniedError,
     DestinationError,
@@ -38,7 +40,7 @@ _DENIED = frozenset({errno.EACCES, errno.EPERM})
 
 
 class Target(WritableDevice, Protocol):
-    """A writable device that ends with `commit` or `abort`. One thread."""
+    """A writable device that ends with `commit` or `abort`."""
 
     path: str
     """The device or the file that will be there after `commit`."""
@@ -92,12 +94,14 @@ class _DescriptorDevice:
 
     def __init__(self, fd: int, path: str, *, size: int, block_size: int, sector_size: int) -> None:
         self._fd = fd
+        self._direct = DirectFile(fd, writable=True)
         self.path = path
         self.size = size
         self.block_size = block_size
         self.sector_size = sector_size
         self._dirty_from = size
         self._dirty = 0
+        self._dirty_lock = threading.Lock()
 
     def pread(self, offset: int, size: int) -> bytes:
         """See `BlockDevice.pread`."""
@@ -127,6 +131,8 @@ class _DescriptorDevice:
         """
         check_range(self.size, offset, len(data))
         view = memoryview(data)
+        written = self._direct.pwrite(offset, view)
+        offset, view = offset + written, view[written:]
         while view:
             try:
                 done = os.pwrite(self._fd, view, offset)
@@ -139,11 +145,13 @@ class _DescriptorDevice:
 
     def _push(self, start: int, end: int) -> None:
         """Start writing back what was written, so that little is left to wait for in the end."""
-        self._dirty_from = min(self._dirty_from, start)
-        self._dirty += end - start
-        if self._dirty >= _PUSH:
-            os.posix_fadvise(self._fd, self._dirty_from, end - self._dirty_from, os.POSIX_FADV_DONTNEED)
+        with self._dirty_lock:
+            first = self._dirty_from = min(self._dirty_from, start)
+            self._dirty += end - start
+            if self._dirty < _PUSH:
+                return
             self._dirty_from, self._dirty = end, 0
+        os.posix_fadvise(self._fd, first, max(0, end - first), os.POSIX_FADV_DONTNEED)
 
     def zero(self, offset: int, size: int) -> None:
         """See `WritableDevice.zero`; never by a discard, which promises nothing."""
@@ -187,6 +195,7 @@ class _DescriptorDevice:
 
     def close(self) -> None:
         """Release the descriptor; idempotent."""
+        self._direct.close()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -277,7 +286,8 @@ class FileTarget(_DescriptorDevice):
 
     def pwrite(self, offset: int, data: bytes) -> None:
         """See `WritableDevice.pwrite`."""
-        self._written_end = max(self._written_end, offset + len(data))
+        with self._dirty_lock:
+            self._written_end = max(self._written_end, offset + len(data))
         super().pwrite(offset, data)
 
     def zero(self, offset: int, size: int) -> None:

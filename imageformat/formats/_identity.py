@@ -1,4 +1,4 @@
-"""What tells one file of a format without ids from another: its name, its time, its length, and a digest."""
+"""What tells one file of a format without ids from another: its length and a digest of some of it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ if TYPE_CHECKING:
 def file_identity(opening: Opening, *content: bytes) -> bytes:
     """Return the identity of a stored file of which ``content`` was read.
 
-    The name and the time are part of it: two states of one disk, kept in two files, often agree in all that
-    is cheap to look at, and a cache that took one for the other would serve wrong bytes.
+    Name and time are no part of it: a chain that stands on the file goes on when it was copied or moved. Two
+    states of one disk may agree in all that is cheap to look at; what stands on one of them knows the
+    checksum of each block.
     """
-    name = opening.name.rsplit("/", 1)[-1]
-    facts = f"{name}\0{opening.siblings.modified_ns}\0{opening.device.size}"
-    found = hashlib.blake2b(facts.encode("utf-8", "surrogateescape"))
+    found = hashlib.blake2b(opening.device.size.to_bytes(8, "little"))
     for part in content:
         found.update(len(part).to_bytes(8, "little"))
         found.update(part)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from imageformat.errors import MountfsError
+
 if TYPE_CHECKING:
     from imageformat.device import BlockDevice
 
@@ -16,9 +18,10 @@ def sector_size_of(device: BlockDevice) -> int:
     The header of a GPT is LBA 1 (UEFI specification, 5.3.2). Nothing else depends on the size of sectors
     so visibly; a disk without one is read right with either.
 
-    Raises:
-        MountfsError: the disk cannot be read.
+    A disk whose beginning cannot be read counts as one without.
     """
-    if device.size < 2 * 4096 or device.pread(512, len(_GPT)) == _GPT:
+    try:
+        start = device.pread(0, min(device.size, 4096 + len(_GPT)))
+    except MountfsError:
         return 512
-    return 4096 if device.pread(4096, len(_GPT)) == _GPT else 512
+    return 4096 if start[4096:] == _GPT and start[512 : 512 + len(_GPT)] != _GPT else 512

@@ -7,20 +7,21 @@ a file of 0 bytes is no disk.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from contextlib import ExitStack
 from functools import reduce
+from itertools import count
 from typing import TYPE_CHECKING
 
 from imageformat.device import Concat
-from imageformat.errors import IncompleteImageError, UnsupportedFeatureError
+from imageformat.errors import IncompleteImageError, NotAnImageError, UnsupportedFeatureError
 from imageformat.foreign import ForeignDisk, ForeignImage, ForeignLayer
+from imageformat.formats._identity import file_identity
 from imageformat.formats._sectors import sector_size_of
 from imageformat.layer import ImageFormat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Sequence
 
     from imageformat.device import BlockDevice
     from imageformat.extent import Extent
@@ -32,6 +33,8 @@ _NUMBERED = tuple(f".{number:03}" for number in range(1000))
 _SPLIT = (".00", ".01", ".0000", ".0001", ".aa", ".aaa")
 """The first of what `split` writes; only the first, since other things end in two letters or digits."""
 _PART = re.compile(r"(.*\.)([0-9]{2,4}|a{2,3})", re.DOTALL | re.IGNORECASE)
+_LETTERS_AHEAD = 100
+"""A name in letters farther on than this is another file: ``md`` or ``txt``, and no part after a gap."""
 _SAMPLE = 64 << 10
 
 _HEAD = 128 << 10
@@ -91,7 +94,8 @@ def open_raw(opening: Opening) -> ForeignLayer:
     """Open a raw image, with all its parts when it has some.
 
     Raises:
-        IncompleteImageError: it is empty, or a part is missing or too short; the message names the part.
+        NotAnImageError: it is empty.
+        IncompleteImageError: a part is missing or too short; the message names the part.
         MountfsError: a part cannot be opened or read.
     """
     with ExitStack() as stack:
@@ -99,7 +103,7 @@ def open_raw(opening: Opening) -> ForeignLayer:
         parts = _parts(opening, stack)
         device = parts[0] if len(parts) == 1 else Concat(parts)
         if not device.size:
-            raise IncompleteImageError(f"{opening.name}: has 0 bytes; there is no disk in it")
+            raise NotAnImageError(f"{opening.name}: not an image: it has 0 bytes")
         image = ForeignImage(
             "raw",
             (ForeignDisk(RawDisk(device), sector_size_of(device)),),
@@ -114,13 +118,10 @@ def open_raw(opening: Opening) -> ForeignLayer:
 
 
 def _identity(opening: Opening, device: BlockDevice) -> bytes:
-    """Tell one raw image from another by what is cheap: its name, its time, its length, and both ends."""
+    """Tell one raw image from another by what is cheap: both ends of it."""
     sample = min(_SAMPLE, device.size)
-    ends = device.pread(0, sample) + device.pread(device.size - sample, sample)
-    facts = f"{opening.name}\0{opening.siblings.modified_ns}\0{device.size}\0".encode(
-        "utf-8", "surrogateescape"
-    )
-    return facts + hashlib.blake2b(ends).digest()
+    ends = device.pread(0, sample), device.pread(device.size - sample, sample)
+    return file_identity(opening, *ends, device.size.to_bytes(8, "little"))
 
 
 def _parts(opening: Opening, stack: ExitStack) -> list[BlockDevice]:
@@ -182,28 +183,28 @@ class _Numbering:
         return reduce(lambda number, letter: number * 26 + ord(letter) - ord("a"), suffix, 0)
 
 
-def _names_of_parts(own: str, numbering: _Numbering, folder: Iterable[str]) -> list[str]:
+def _names_of_parts(own: str, numbering: _Numbering, folder: Sequence[str]) -> list[str]:
     """Return the names of all parts in order.
 
     Raises:
         IncompleteImageError: one is missing; the message names it.
         UnsupportedFeatureError: `split` ran out of suffixes and went on with longer ones.
     """
+    if any(name.lower() in numbering.widened for name in folder):
+        raise UnsupportedFeatureError(
+            f"{own}: has parts whose names are longer than the first; put them together"
+        )
     present: dict[int, str] = {}
     for name in (*folder, own):
         number = numbering.number(name)
         if number is not None:
             present[number] = name
     first = 0 if 0 in present or not numbering.decimal else 1
-    last = max(present)
-    for number in range(first, last + 1):
-        if number not in present:
-            raise IncompleteImageError(f"{own}: part {numbering.name(number)} is missing")
-    if any(name.lower() in numbering.widened for name in folder):
-        raise UnsupportedFeatureError(
-            f"{own}: has parts whose names are longer than the first; put them together"
-        )
-    return [present[number] for number in range(first, last + 1)]
+    end = next(number for number in count(first) if number not in present)
+    later = [number for number in present if number > end]
+    if later and (numbering.decimal or min(later) < end + _LETTERS_AHEAD):
+        raise IncompleteImageError(f"{own}: part {numbering.name(end)} is missing")
+    return [present[number] for number in range(first, end)]
 
 
 PLUGIN = ImageFormat("raw", (*_WHOLE, *_NUMBERED, *_SPLIT), probe, open_raw, listed=False, vague=True)

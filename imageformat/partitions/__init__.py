@@ -34,6 +34,8 @@ class Partition:
     uuid: str = ""
     """GPT: partition GUID in lower case; MBR: "%08x-%02x" of disk id and number, as Linux names it."""
     bootable: bool = False
+    within: int = 0
+    """The number of the partition that this one is a part of; 0 for one of the disk itself."""
 
 
 @dataclass(frozen=True, slots=True)

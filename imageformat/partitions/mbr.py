@@ -20,6 +20,7 @@ from imageformat.partitions.bootsector import (
     mbr_entries,
     table_entries,
 )
+from imageformat.partitions.bsd import SLICE_TYPES, slice_partitions
 from imageformat.partitions.layout import Warnings, fit, warn_overlaps
 from imageformat.partitions.type_names import MBR_TYPES
 
@@ -97,6 +98,7 @@ def read(device: BlockDevice, sector_size: int | None = None) -> PartitionTable 
     disk = _Disk(device, sector_size or _guess_sector_size(device, real), signature, warnings)
     partitions = tuple(_partitions(disk, entries))
     warn_overlaps(partitions, warnings)
+    partitions += tuple(_slice_partitions(disk, partitions))
     return PartitionTable("mbr", disk.sector_size, f"{signature:08x}", partitions, warnings.all())
 
 
@@ -115,6 +117,17 @@ def _partitions(disk: _Disk, entries: tuple[BootEntry, ...]) -> Iterator[Partiti
                 number += 1
                 if partition is not None:
                     yield partition
+
+
+def _slice_partitions(disk: _Disk, partitions: tuple[Partition, ...]) -> Iterator[Partition]:
+    """Go on counting with what the BSD slices are divided into, as Linux does."""
+    number = max((_FIRST_LOGICAL, *(partition.number + 1 for partition in partitions)))
+    for parent in partitions:
+        if parent.number < _FIRST_LOGICAL and int(parent.type_id, 16) in SLICE_TYPES:
+            found = tuple(slice_partitions(disk.device, parent, number, disk.sector_size, disk.warnings))
+            warn_overlaps(found, disk.warnings)
+            yield from found
+            number += len(found)
 
 
 def _logical_entries(disk: _Disk, container: BootEntry, seen: set[int]) -> Iterator[tuple[int, BootEntry]]:

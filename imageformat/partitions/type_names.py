@@ -107,3 +107,43 @@ MBR_TYPES = {
     0xFC: "VMware swap",
     0xFD: "Linux RAID autodetect",
 }
+
+APM_TYPES = {
+    "Apple_partition_map": "Apple partition map",
+    "Apple_HFS": "Apple HFS/HFS+",
+    "Apple_HFSX": "Apple HFSX",
+    "Apple_APFS": "Apple APFS",
+    "Apple_UFS": "Apple UFS",
+    "Apple_Boot": "Apple boot",
+    "Apple_Bootstrap": "Linux PowerPC bootstrap",
+    "Apple_CoreStorage": "Apple Core Storage",
+    "Apple_Driver": "Apple driver",
+    "Apple_Driver43": "Apple SCSI driver",
+    "Apple_Driver_ATA": "Apple ATA driver",
+    "Apple_Driver_ATAPI": "Apple ATAPI driver",
+    "Apple_Driver_IOKit": "Apple IOKit driver",
+    "Apple_FWDriver": "Apple FireWire driver",
+    "Apple_Patches": "Apple patches",
+    "Apple_RAID": "Apple RAID",
+    "Apple_UNIX_SVR2": "Unix or Linux",
+    "Apple_PRODOS": "Apple ProDOS",
+    "Windows_NTFS": "Windows NTFS",
+    "DOS_FAT_32": "FAT32",
+}
+
+BSD_TYPES = {
+    1: "swap",
+    7: "4.2BSD",
+    8: "MS-DOS",
+    9: "4.4LFS",
+    11: "HPFS",
+    12: "ISO 9660",
+    13: "boot",
+    14: "Vinum",
+    15: "RAID",
+    17: "ext2",
+    18: "NTFS",
+    20: "ccd",
+    21: "UDF",
+    27: "ZFS",
+}

@@ -16,6 +16,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
 
+from imageformat.direct import ALIGNMENT, DirectFile
 from imageformat.errors import DestinationError, SetBusyError
 from imageformat.storage import ObjectInfo, StorageScheme
 from imageformat.storage.descriptors import DescriptorPool, LocalFile
@@ -57,6 +58,7 @@ class LocalObjectWriter:
             raise DestinationError(f"{self._part}: another writer's unfinished file stands there") from error
         except OSError as error:
             raise write_error(error, final.parent) from error
+        self._direct = DirectFile(self._fd, writable=True)
         self._open = True
         self._usable = True
 
@@ -90,27 +92,32 @@ class LocalObjectWriter:
             raise write_error(error, self._final.parent) from error
         self._usable = True
 
-    def _flush(self) -> None:
+    def _flush(self, *, all_of_it: bool = False) -> None:
+        """Write the buffer; past the page cache as long as only a tail must then stay in it."""
         view = memoryview(self._buffer)
+        done = self._direct.pwrite(self._flushed, view)
         try:
-            while view:
-                written = os.write(self._fd, view)
-                self._flushed += written
-                view = view[written:]
+            while done < len(view) and (all_of_it or not done or len(view) - done >= ALIGNMENT):
+                done += os.pwrite(self._fd, view[done:], self._flushed + done)
+                self._push(self._flushed + done)
         finally:
             view.release()
-        self._buffer.clear()
-        if self._flushed - self._pushed >= _PUSH_EVERY:
-            os.posix_fadvise(self._fd, self._pushed, self._flushed - self._pushed, os.POSIX_FADV_DONTNEED)
-            self._pushed = self._flushed
+            self._flushed += done
+            del self._buffer[:done]
         if self._flushed - self._synced >= _SYNC_EVERY:
             os.fdatasync(self._fd)
             self._synced = self._flushed
 
+    def _push(self, end: int) -> None:
+        """Start writing back what the page cache holds."""
+        if end - self._pushed >= _PUSH_EVERY:
+            os.posix_fadvise(self._fd, self._pushed, end - self._pushed, os.POSIX_FADV_DONTNEED)
+            self._pushed = end
+
     def commit(self, check: Callable[[BlockDevice], None] | None = None) -> None:
         """See `ObjectWriter.commit`."""
         with self._attempt():
-            self._flush()
+            self._flush(all_of_it=True)
             os.fsync(self._fd)
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
             if check is not None:
@@ -158,6 +165,7 @@ class LocalObjectWriter:
 
     def _close(self) -> None:
         self._open = self._usable = False
+        self._direct.close()
         with contextlib.suppress(OSError):  # everything that counts was fsynced, or is given up
             os.close(self._fd)
 

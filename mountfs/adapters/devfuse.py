@@ -1,6 +1,6 @@
 """Mount a tree on Linux by speaking with the kernel's FUSE directly: libfuse is not needed.
 
-It serves with two threads where libfuse's adapter has one, copies nothing, and starts faster.
+It serves with three threads where libfuse's adapter has one, copies nothing, and starts faster.
 """
 
 from __future__ import annotations

@@ -6,8 +6,11 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from imageformat.errors import NotFoundError, UsageError
+from imageformat.errors import LockedError, NotFoundError, UsageError
+from imageformat.repository import NO_ACCESS, Access
+from imageformat.secrets import Secrets
 from imageformat.selection import split_image_path, split_selector
+from mountfs.cli.passwords import ATTEMPTS, ask, can_ask
 from mountfs.names import from_path_name
 from mountfs.session import Session
 from mountfs.tree import NodeKind
@@ -56,16 +59,20 @@ def _one_selector(*selectors: str | None) -> str | None:
 
 
 @contextmanager
-def opened_point(name: ImageName, *, read_ahead: bool = False) -> Iterator[tuple[Session, Point]]:
+def opened_point(
+    name: ImageName, *, read_ahead: bool = False, access: Access = NO_ACCESS
+) -> Iterator[tuple[Session, Point]]:
     """Open the one point that a name means."""
-    with Session(name.path, read_ahead=read_ahead) as session:
+    with Session(name.path, read_ahead=read_ahead, access=access) as session:
         yield session, session.location.point(name.selector)
 
 
 @contextmanager
-def opened_tree(name: ImageName, *, read_ahead: bool = False) -> Iterator[DiskTree]:
+def opened_tree(
+    name: ImageName, *, read_ahead: bool = False, access: Access = NO_ACCESS
+) -> Iterator[DiskTree]:
     """Open the tree of the one point that a name means."""
-    with opened_point(name, read_ahead=read_ahead) as (session, point):
+    with opened_point(name, read_ahead=read_ahead, access=access) as (session, point):
         tree = session.disk_tree(point)
         try:
             yield tree
@@ -79,11 +86,15 @@ def inner_bytes(inner: str | None) -> bytes:
     return b"/".join(from_path_name(part) if part else part for part in raw.split(b"/"))
 
 
-def find_node(tree: DiskTree, inner: str | None) -> tuple[Node, bytes | None]:
+def find_node(tree: DiskTree, inner: str | None, *, unlock_last: bool = True) -> tuple[Node, bytes | None]:
     """Resolve a path inside an image; the second value is the named stream of ``file:stream``.
+
+    Asks for the password of a locked volume that the path leads into, when there is somebody to ask; of the
+    last, if it is one, only to ``unlock_last``.
 
     Raises:
         NotFoundError: it is not there; for a partition, the message says which there are.
+        LockedError: it would lie in a volume that is locked.
         MountfsError: it may be there, but what should hold it cannot be read.
     """
     raw = os.fsencode(inner or "")
@@ -91,6 +102,8 @@ def find_node(tree: DiskTree, inner: str | None) -> tuple[Node, bytes | None]:
     node = tree.root()
     for depth, part in enumerate(parts):
         found = tree.child(node, part) if node.kind is NodeKind.DIRECTORY else None
+        if found is None and _unlock(tree, node):
+            found = tree.child(node, part)
         if found is None and part is parts[-1] and b":" in part and node.kind is NodeKind.DIRECTORY:
             name, _, stream = part.rpartition(b":")
             holder = tree.child(node, name)
@@ -99,18 +112,40 @@ def find_node(tree: DiskTree, inner: str | None) -> tuple[Node, bytes | None]:
         if found is None:
             raise _missing(tree, node, part, depth)
         node = found
+    if parts and unlock_last:
+        _unlock(tree, node)
     return node, None
+
+
+def _unlock(tree: DiskTree, node: Node) -> bool:
+    """Ask for the password of the volume whose directory this is, if it is locked; whether it was opened."""
+    locked = tree.locked(node)
+    if locked is None or not can_ask():
+        return False
+    name = os.fsdecode(node.name)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            tree.unlock(node, Secrets((ask(name),)))
+        except LockedError:
+            if attempt == ATTEMPTS:
+                raise
+        else:
+            return True
+    return False
 
 
 def failures_of(tree: DiskTree, node: Node) -> list[MountfsError]:
     """Return why less was shown of a folder than is there; ask after what there is was shown.
 
-    The partition table, the start of a partition, or its file system cannot be read. A file is all there, or
-    reading it has failed.
+    The partition table, the start of a partition, or its file system cannot be read, or the folder is a
+    volume that is locked. A file is all there, or reading it has failed.
     """
     if node.kind is not NodeKind.DIRECTORY:
         return []
     found = list(tree.failures())
+    locked = tree.locked(node)
+    if locked is not None and locked not in found:
+        found.insert(0, locked)
     if node == tree.root():
         found += [error for error in tree.layout_failures() if str(error) not in map(str, found)]
     return found
@@ -126,6 +161,9 @@ def raise_first(out: Renderer, failures: Sequence[MountfsError]) -> None:
 
 def _missing(tree: DiskTree, parent: Node, name: bytes, depth: int) -> MountfsError:
     """Say that there is no such name; or why it cannot be known, when that is so."""
+    locked = tree.locked(parent)
+    if locked is not None:
+        return locked
     if tree.failures():
         return tree.failures()[0]
     shown = os.fsdecode(name)
@@ -137,4 +175,8 @@ def _missing(tree: DiskTree, parent: Node, name: bytes, depth: int) -> MountfsEr
         return error
     if parent.kind is not NodeKind.DIRECTORY:
         return NotFoundError(f"'{os.fsdecode(parent.name)}' is a {parent.kind.value}, not a folder")
-    return NotFoundError(f"there is no '{shown}' in '{os.fsdecode(parent.name)}'")
+    missing = NotFoundError(f"there is no '{shown}' in '{os.fsdecode(parent.name)}'")
+    slot = tree.slot_at(parent)
+    if slot is not None and slot.volume.reason:
+        missing.add_note(f"the files of this volume cannot be shown: {slot.volume.reason}")
+    return missing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from imageformat.errors import LockedError
 from mountfs.listing import exact_text, time_text
 
 if TYPE_CHECKING:
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
     from engine.backup import BackupResult
     from engine.verify import Damage, FileReport
+    from imageformat.errors import MountfsError
     from imageformat.layer import ImageInfo
     from imageformat.partitions import PartitionTable
     from imageformat.repository import Point
@@ -67,11 +69,11 @@ def table_result(table: PartitionTable) -> dict[str, object]:
     }
 
 
-def volume_result(volume: Volume) -> dict[str, object]:
-    """Return the facts of a partition and of what lies in it."""
+def volume_result(volume: Volume, failure: MountfsError | None = None) -> dict[str, object]:
+    """Return the facts of a volume and of what lies in it; ``failure`` is why that is not shown."""
     partition, info = volume.partition, volume.info
     return {
-        **exact_text("folder", volume.name),
+        **exact_text("folder", volume.path),
         "number": volume.number,
         "offset": volume.offset,
         "size": volume.size,
@@ -87,7 +89,8 @@ def volume_result(volume: Volume) -> dict[str, object]:
         "file_system": None
         if info is None
         else {"type": info.type, "label": info.label, "uuid": info.uuid, "note": info.note},
-        "unreadable": volume.reason or None,
+        "unreadable": volume.reason or (str(failure) if failure is not None else None),
+        "locked": isinstance(failure, LockedError),
     }
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from mountfs.copyout.folder import FATAL
 from mountfs.copyout.report import LossKind
 from mountfs.names import safe_text
-from mountfs.tree import NodeKind
+from mountfs.tree import NOT_COPIED_XATTRS, UNLISTED_XATTRS, NodeKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -123,11 +123,13 @@ def set_attributes(
     if options.keep_owner:
         _set_owner(place, node)
     for name, value in extended.items():
-        _set_extended(place, name, value, options, lose)
+        if not name.startswith(UNLISTED_XATTRS):
+            _set_extended(place, name, value, options, lose)
     wanted = _wanted_mode(place, node, options, lose)
     if node.kind is not NodeKind.SYMLINK:
         with _tolerated():
             place.set_mode(wanted)
+        _set_unlisted(place, extended)
     times = (node.atime_ns or node.mtime_ns, node.mtime_ns)
     with _tolerated():
         place.set_times(times)
@@ -188,6 +190,15 @@ def _set_extended(place: Place, name: str, value: bytes, options: CopyOptions, l
         if error.errno in FATAL - {errno.ENOSPC}:
             raise
         lose(kind, f"{safe_text(name)}, {len(value)} bytes: {os.strerror(error.errno or errno.EIO)}")
+
+
+def _set_unlisted(place: Place, extended: Mapping[str, bytes]) -> None:
+    """Give another NTFS what only NTFS has, after the mode, which ntfs-3g may turn into an access list."""
+    for name, value in extended.items():
+        if name.startswith(UNLISTED_XATTRS) and name not in NOT_COPIED_XATTRS:
+            # All others refuse them, and an error here says nothing about the target.
+            with contextlib.suppress(OSError):
+                place.set_attribute(name.encode("utf-8", "surrogateescape"), value)
 
 
 @contextlib.contextmanager

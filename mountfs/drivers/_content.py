@@ -92,6 +92,10 @@ class RunList:
             ends = source + length
         return False
 
+    def source_of(self, offset: int) -> int:
+        """Return where byte ``offset`` of the file is stored; -1 in a hole."""
+        return next((run.source for run in self.between(offset, 1)), -1)
+
     def between(self, offset: int, size: int) -> Iterator[Run]:
         """Yield the runs inside ``[offset, offset + size)``, cut to it."""
         end = offset + size

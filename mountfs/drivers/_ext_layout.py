@@ -29,6 +29,7 @@ _SUPERBLOCK = 1024
 _MAGIC = 0xEF53
 
 _INCOMPAT_FILETYPE = 0x2
+_INCOMPAT_RECOVER = 0x4
 _INCOMPAT_META_BG = 0x10
 _INCOMPAT_64BIT = 0x80
 _INCOMPAT_LARGEDIR = 0x4000
@@ -38,6 +39,7 @@ _INCOMPAT_NAMES = {
     0x1000: "dirdata",
 }
 _INCOMPAT_KNOWN = 0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x3_0000
+_COMPAT_HAS_JOURNAL = 0x4
 _COMPAT_SPARSE_SUPER2 = 0x200
 _RO_COMPAT_SPARSE_SUPER = 0x1
 _RO_COMPAT_BIGALLOC = 0x200
@@ -71,6 +73,13 @@ class Superblock:
     ro_compat: int
     first_meta_group: int
     backup_groups: tuple[int, int]
+    journal_inode: int
+    """0: there is no journal here; it may lie on another device."""
+
+    @property
+    def needs_recovery(self) -> bool:
+        """The journal holds what the volume itself does not say yet."""
+        return bool(self.incompat & _INCOMPAT_RECOVER)
 
     @property
     def has_file_type(self) -> bool:
@@ -150,6 +159,7 @@ def read_superblock(device: BlockDevice) -> Superblock:
         ro_compat=ro_compat,
         first_meta_group=struct.unpack_from("<I", raw, 0x104)[0],
         backup_groups=struct.unpack_from("<II", raw, 0x24C),
+        journal_inode=struct.unpack_from("<I", raw, 0xE0)[0] if compat & _COMPAT_HAS_JOURNAL else 0,
     )
     _check_geometry(found)
     return found

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from imageformat.errors import VolumeError
+from mountfs.drivers._iso_zisofs import Zisofs, parse_zf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +37,9 @@ class RockRidge:
     child: int = 0
     """Block of the directory that this record stands for."""
     refusal: str = ""
-    """Why the content is not plain bytes."""
+    """Why the content cannot be read."""
+    zisofs: Zisofs | None = None
+    """How the content is compressed."""
     times: dict[str, int] = field(default_factory=dict)
     """Nanoseconds by "birth", "mtime", "atime", "ctime"."""
     link: list[tuple[bytes, bool]] = field(default_factory=list)
@@ -152,8 +155,12 @@ def _sparse(result: RockRidge, _: bytes) -> None:
     result.refusal = "is stored sparse (Rock Ridge SF), which is not supported"
 
 
-def _zisofs(result: RockRidge, _: bytes) -> None:
-    result.refusal = "is compressed by zisofs, which is not supported"
+def _zisofs(result: RockRidge, entry: bytes) -> None:
+    found = parse_zf(entry)
+    if isinstance(found, Zisofs):
+        result.zisofs = found
+    else:
+        result.refusal = found
 
 
 def _times(result: RockRidge, entry: bytes) -> None:
@@ -175,6 +182,7 @@ _HANDLERS = {
     b"RE": _relocated,
     b"SF": _sparse,
     b"ZF": _zisofs,
+    b"Z2": _zisofs,
     b"TF": _times,
 }
 

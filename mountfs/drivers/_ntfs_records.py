@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 STANDARD_INFORMATION = 0x10
 ATTRIBUTE_LIST = 0x20
+FILE_NAME = 0x30
+SECURITY_DESCRIPTOR = 0x50
 DATA = 0x80
 INDEX_ROOT = 0x90
 INDEX_ALLOCATION = 0xA0
 BITMAP = 0xB0
 REPARSE_POINT = 0xC0
+OS2_ATTRIBUTES = 0xE0
 
 _SECTOR = 512
 _NUMBER = (1 << 48) - 1
@@ -144,6 +147,12 @@ def attribute_list(raw: bytes) -> Iterator[tuple[int, bytes, int, int]]:
         name = raw[at + name_offset : at + name_offset + 2 * name_length]
         yield kind, name, first, reference & _NUMBER
         at += length
+
+
+def parent_of(file_name: bytes) -> int:
+    """Return the number of the directory from the start of a file name attribute."""
+    (reference,) = struct.unpack_from("<Q", file_name, 0)
+    return int(reference) & _NUMBER
 
 
 def index_root_entries(raw: bytes) -> Iterator[IndexEntry]:

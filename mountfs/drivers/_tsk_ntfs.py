@@ -1,12 +1,14 @@
 """NTFS: libtsk maps and decompresses files; names, times and special files come from the records.
 
-What NTFS keeps as access control lists is not translated: root owns everything, mode 0777, as ntfs-3g
-shows it without a user mapping. Files that NTFS itself uses (numbers below 16) are hidden, as ntfs-3g does.
+What NTFS keeps as access control lists is an extended attribute and not translated: root owns everything,
+mode 0777, as ntfs-3g shows it without a user mapping. Files that NTFS itself uses (numbers below 16) are
+hidden, as ntfs-3g does.
 """
 
 from __future__ import annotations
 
 import struct
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytsk3
@@ -14,6 +16,10 @@ import pytsk3
 from imageformat.errors import VolumeError
 from mountfs.drivers import _ntfs_records as records
 from mountfs.drivers._content import RunContent, read_at
+from mountfs.drivers._ntfs_attributes import ACL, OS2, REPARSE, os2_attributes, plain_attributes
+from mountfs.drivers._ntfs_compact import COMPACT_STREAM, CompactContent
+from mountfs.drivers._ntfs_links import Names, plain_target, posix_target
+from mountfs.drivers._ntfs_security import SecurityStream
 from mountfs.drivers._ntfs_special import (
     FLAG_ENCRYPTED,
     FLAG_REPARSE,
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
 
 _MFT = 0
 _ROOT = 5
+_SECURE = 9
 _FIRST_USER = 16
 _I30 = "$I30".encode("utf-16-le")
 _MAX_INDEX = 4 << 30
@@ -54,6 +61,8 @@ class _Facts(NamedTuple):
     record: records.FileRecord
     times: tuple[int, int, int, int]
     flags: int
+    security: int
+    """Number of its security descriptor; 0: it has its own, or none."""
     size: int
     special: Special
 
@@ -74,6 +83,9 @@ class NtfsVolume:
             self._table = self._library.runs(tables[0], size)
         self._table_size = size
         self._chunks = ChunkReader(device)
+        self._names = Names(self)
+        self._lock = threading.Lock()
+        self._security: SecurityStream | None = None
 
     def root(self) -> Node:
         """See `Volume.root`."""
@@ -103,17 +115,26 @@ class NtfsVolume:
 
     def content(self, node: Node, stream: bytes | None) -> Content | None:
         """See `Volume.content`."""
+        facts = self._facts(_number(node))
+        special = facts.special
+        if stream is None and special.compact is not None:
+            packed = self._find_content(node, facts, COMPACT_STREAM)
+            if packed is not None:
+                return CompactContent(packed, facts.size, special.compact)
+        if stream is None and special.refusal:
+            raise VolumeError(f"{node.name!r} {special.refusal}")
+        content = self._find_content(node, facts, stream)
+        if content is None and stream is None:
+            raise VolumeError(f"{node.name!r} has no data")
+        return content
+
+    def _find_content(self, node: Node, facts: _Facts, stream: bytes | None) -> Content | None:
         number = _number(node)
-        facts = self._facts(number)
-        if stream is None and facts.special.refusal and facts.size:
-            raise VolumeError(f"{node.name!r} {facts.special.refusal}")
         with self._library.calling(f"{node.name!r} cannot be read"):
             file, attributes = self._library.attributes(number)
             for attribute in attributes:
                 if int(attribute.info.type) == records.DATA and (attribute.info.name or None) == stream:
                     return self._attribute_content(number, facts, file, attribute)
-        if stream is None:
-            raise VolumeError(f"{node.name!r} has no data")
         return None
 
     def readlink(self, node: Node) -> bytes:
@@ -121,18 +142,47 @@ class NtfsVolume:
         return self._facts(_number(node)).special.target
 
     def xattrs(self, node: Node) -> Mapping[str, bytes]:
-        """Always empty: extended attributes of NTFS (OS/2, WSL) are not decoded."""
-        del node
-        return {}
+        """See `Volume.xattrs`; the names and forms are those of ntfs-3g."""
+        number = _number(node)
+        facts = self._facts(number)
+        birth, is_directory = facts.times[0], facts.record.is_directory
+        found = plain_attributes(facts.flags, birth, is_directory=is_directory)
+        stored = {
+            ACL: self._descriptor(number, facts),
+            OS2: self._value(number, facts.record, records.OS2_ATTRIBUTES),
+            REPARSE: self._value(number, facts.record, records.REPARSE_POINT),
+        }
+        return found | {name: value for name, value in stored.items() if value}
+
+    def _descriptor(self, number: int, facts: _Facts) -> bytes:
+        if not facts.security:
+            return self._value(number, facts.record, records.SECURITY_DESCRIPTOR)
+        with self._lock:
+            if self._security is None:
+                self._security = self._open_security()
+        return self._security.descriptor(facts.security)
+
+    def _open_security(self) -> SecurityStream:
+        with self._library.calling("the security descriptors cannot be read"):
+            file, attributes = self._library.attributes(_SECURE)
+            for attribute in attributes:
+                if int(attribute.info.type) == records.DATA and attribute.info.name == b"$SDS":
+                    return SecurityStream(
+                        self._attribute_content(_SECURE, self._facts(_SECURE), file, attribute)
+                    )
+        raise VolumeError("the volume has no stream of security descriptors")
 
     def streams(self, node: Node) -> tuple[Stream, ...]:
-        """See `Volume.streams`."""
+        """See `Volume.streams`; one that holds the content of a compressed file is not shown."""
+        compact = self._facts(_number(node)).special.compact
         with self._library.calling(f"the streams of {node.name!r} cannot be read"):
             _, attributes = self._library.attributes(_number(node))
             return tuple(
                 Stream(bytes(attribute.info.name), int(attribute.info.size))
                 for attribute in attributes
-                if int(attribute.info.type) == records.DATA and attribute.info.name
+                if int(attribute.info.type) == records.DATA
+                and attribute.info.name
+                and (compact is None or attribute.info.name != COMPACT_STREAM)
             )
 
     def close(self) -> None:
@@ -169,6 +219,15 @@ class NtfsVolume:
             raise VolumeError(f"an attribute list of {own.size} bytes")
         return self._whole(number, records.ATTRIBUTE_LIST, _MAX_ATTRIBUTE_LIST)
 
+    def _value(self, number: int, record: records.FileRecord, kind: int) -> bytes:
+        """Read an unnamed attribute of at most 64 KiB; nothing where there is none."""
+        own = record.find(kind)
+        if own is not None and own.value is not None:
+            return own.value
+        if own is None and record.find(records.ATTRIBUTE_LIST) is None:
+            return b""
+        return self._whole(number, kind, 1 << 16)
+
     def _whole(self, number: int, kind: int, limit: int) -> bytes:
         """Read a whole unnamed or index attribute through libtsk."""
         with self._library.calling(f"attribute {kind:#x} of file {number} cannot be read"):
@@ -198,13 +257,14 @@ class NtfsVolume:
         if standard is None or standard.value is None:
             raise VolumeError(f"file record {number} has no standard information")
         birth, mtime, ctime, atime, flags = struct.unpack_from("<QQQQI", standard.value, 0)
+        security = struct.unpack_from("<I", standard.value, 52)[0] if len(standard.value) >= 72 else 0
         size, data = (0, None) if record.is_directory else self._main_data(number, record)
         special = Special()
         if flags & FLAG_REPARSE:
-            special = from_reparse(self._reparse(number, record), flags)
+            special = self._reparse(number, record, flags)
         elif flags & FLAG_SYSTEM and not record.is_directory:
             special = from_system_file(data, size, flags)
-        return _Facts(record, (birth, mtime, ctime, atime), flags, size, special)
+        return _Facts(record, (birth, mtime, ctime, atime), flags, security, size, special)
 
     def _main_data(self, number: int, record: records.FileRecord) -> tuple[int, bytes | None]:
         own = record.find(records.DATA)
@@ -215,11 +275,28 @@ class NtfsVolume:
         with self._library.calling(f"file {number} cannot be read"):
             return int(self._library.meta(self._library.open_inode(number)).size), None
 
-    def _reparse(self, number: int, record: records.FileRecord) -> bytes:
-        own = record.find(records.REPARSE_POINT)
-        if own is not None and own.value is not None:
-            return own.value
-        return self._whole(number, records.REPARSE_POINT, 1 << 16) or bytes(8)
+    def _reparse(self, number: int, record: records.FileRecord, flags: int) -> Special:
+        raw = self._value(number, record, records.REPARSE_POINT) or bytes(8)
+        os2 = dict(os2_attributes(self._value(number, record, records.OS2_ATTRIBUTES)))
+        special = from_reparse(raw, flags, os2)
+        if not special.is_windows:
+            return special
+        try:
+            target = posix_target(self._names, _ROOT, number, special.target)
+        except VolumeError:
+            target = plain_target(special.target)
+        return special._replace(target=target)
+
+    def parent(self, number: int) -> int:
+        """Return the number of the directory that a file lies in."""
+        name = self._value(number, self._record(number), records.FILE_NAME)
+        if not name:
+            raise VolumeError(f"file {number} has no name")
+        return records.parent_of(name)
+
+    def entries(self, number: int) -> Iterator[records.IndexEntry]:
+        """Yield the names of a directory; of a damaged one, what can be read."""
+        return self._index(number, ListingBuilder())
 
     def _index(self, number: int, found: ListingBuilder) -> Iterator[records.IndexEntry]:
         """Yield the names of a directory: those in its root, and in each index block in use."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import stat
 import struct
-import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import VolumeError
 from mountfs.drivers._apfs_objects import Container, FileSystemTree
 from mountfs.drivers._content import BytesContent, RunContent, RunList
+from mountfs.drivers._decmpfs import CompressionHeader, open_compressed, parse_header
 from mountfs.drivers._tree import Listing, ListingBuilder, VolumeTree, reading
 from mountfs.tree import FileSystemDriver, Node, NodeKind, Stream
 
@@ -103,14 +103,15 @@ class ApfsVolume:
 
     def _node(self, name: bytes, number: int) -> Node:
         inode = self._inode(number)
-        links, _, _, flags, uid, gid, mode = struct.unpack_from("<iIIIIIH", inode.value, 56)
+        links, _, _, _, uid, gid, mode = struct.unpack_from("<iIIIIIH", inode.value, 56)
         created, modified, changed, accessed = struct.unpack_from("<QQQQ", inode.value, 16)
         kind = _KINDS.get(stat.S_IFMT(mode))
         if kind is None:
             raise VolumeError(f"inode {number} is of an unknown kind")
         size = inode.size if kind is NodeKind.FILE else 0
-        if kind is NodeKind.FILE and flags & _COMPRESSED and _DECMPFS in inode.attributes:
-            size = self._compressed_size(inode)
+        header = self._compression(inode) if kind is NodeKind.FILE else None
+        if header is not None:
+            size = header.size
         return Node(
             name=name,
             kind=kind,
@@ -153,9 +154,9 @@ class ApfsVolume:
             if stream != _RESOURCE or _RESOURCE not in inode.attributes:
                 return None
             return self._attribute_content(inode.attributes[_RESOURCE])
-        flags = int.from_bytes(inode.value[68:72], "little")
-        if flags & _COMPRESSED and _DECMPFS in inode.attributes:
-            return BytesContent(self._decompress(inode))
+        header = self._compression(inode)
+        if header is not None:
+            return open_compressed(header, lambda: self._fork(inode))
         return self._runs(inode.data_oid, inode.size)
 
     def _runs(self, oid: int, size: int) -> RunContent:
@@ -181,24 +182,17 @@ class ApfsVolume:
         content = self._attribute_content(attribute)
         return content.read(0, content.size)
 
-    def _compressed_size(self, inode: _Inode) -> int:
-        header = self._attribute_bytes(inode.attributes[_DECMPFS])
-        if len(header) < 16 or header[:4] != b"fpmc":
-            raise VolumeError("the header of a compressed file is damaged")
-        return int.from_bytes(header[8:16], "little")
+    def _compression(self, inode: _Inode) -> CompressionHeader | None:
+        """Return how a file is compressed; None when it is not."""
+        flags = int.from_bytes(inode.value[68:72], "little")
+        if not flags & _COMPRESSED or _DECMPFS not in inode.attributes:
+            return None
+        return parse_header(self._attribute_bytes(inode.attributes[_DECMPFS]))
 
-    def _decompress(self, inode: _Inode) -> bytes:
-        header = self._attribute_bytes(inode.attributes[_DECMPFS])
-        size, kind = self._compressed_size(inode), int.from_bytes(header[4:8], "little")
-        if size > _MAX_ATTRIBUTE:
-            raise VolumeError(f"a compressed file of {size} bytes, which is not supported")
-        if kind == 1:
-            return header[16 : 16 + size]
-        if kind == 3:
-            return _inflate(header[16:], size)
-        if kind == 4 and _RESOURCE in inode.attributes:
-            return _from_fork(self._attribute_bytes(inode.attributes[_RESOURCE]), size)
-        raise VolumeError(f"the content is compressed in a way that is not supported (type {kind})")
+    def _fork(self, inode: _Inode) -> Content:
+        if _RESOURCE not in inode.attributes:
+            raise VolumeError("a compressed file is damaged: it has no resource fork")
+        return self._attribute_content(inode.attributes[_RESOURCE])
 
     def readlink(self, node: Node) -> bytes:
         """See `Volume.readlink`."""
@@ -262,39 +256,6 @@ def _extended_fields(raw: bytes) -> dict[int, bytes]:
         found[head[0]] = raw[at : at + size]
         at += size + -size % 8
     return found
-
-
-def _inflate(packed: bytes, size: int) -> bytes:
-    """Inflate one block; 0xFF in front says that it is stored as it is."""
-    if packed[:1] == b"\xff" or packed[:1] == b"":
-        raw = packed[1 : 1 + size]
-    else:
-        try:
-            raw = zlib.decompressobj().decompress(packed, size + 1)
-        except zlib.error as error:
-            raise VolumeError(f"a compressed file is damaged: {error}") from error
-    if len(raw) != size:
-        raise VolumeError("a compressed file is damaged: it has another size")
-    return raw
-
-
-def _from_fork(fork: bytes, size: int) -> bytes:
-    """Inflate the blocks of 64 KiB that lie in a resource fork."""
-    start = int.from_bytes(fork[:4], "big") + 4
-    count = int.from_bytes(fork[start : start + 4], "little")
-    blocks = -(-size // 65536)
-    if count != blocks:
-        raise VolumeError("a compressed file is damaged: it has another number of blocks")
-    parts = []
-    for index in range(count):
-        entry = fork[start + 4 + 8 * index : start + 12 + 8 * index]
-        if len(entry) < 8:
-            raise VolumeError("a compressed file is damaged")
-        offset, length = struct.unpack("<II", entry)
-        parts.append(
-            _inflate(fork[start + offset : start + offset + length], min(65536, size - 65536 * index))
-        )
-    return b"".join(parts)
 
 
 def open_apfs(device: BlockDevice, info: FileSystemInfo) -> FileTree:

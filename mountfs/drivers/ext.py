@@ -1,9 +1,9 @@
 """ext2, ext3 and ext4, read without a library: lock-free, exact times, honest about damage.
 
 libtsk truncates times outside 1970-2106, takes quadratic time for large directories and opens neither
-revision 0 nor bigalloc volumes; the format is simple enough to read it here. The journal is not replayed
-(as with the kernel's ``noload``), checksums of metadata are not verified. What fscrypt encrypted is
-refused, never served as ciphertext.
+revision 0 nor bigalloc volumes; the format is simple enough to read it here. The journal of a volume that was
+in use is replayed in memory; checksums of metadata are not verified. What fscrypt encrypted is refused,
+never served as ciphertext.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from imageformat.errors import VolumeError
 from imageformat.extent import ExtentKind
 from mountfs.drivers._content import BytesContent, RunContent, read_at
 from mountfs.drivers._ext_attributes import INLINE_DATA, Attribute, block_attributes, inode_attributes
+from mountfs.drivers._ext_journal import replay_journal
 from mountfs.drivers._ext_layout import (
     INODE_ENCRYPTED,
     INODE_EXTENTS,
@@ -26,6 +27,7 @@ from mountfs.drivers._ext_layout import (
 )
 from mountfs.drivers._ext_mapping import map_inode
 from mountfs.drivers._tree import MAX_TARGET, ChunkReader, Listing, ListingBuilder, VolumeTree, reading
+from mountfs.signatures.linux import NOT_REPLAYED
 from mountfs.tree import FileSystemDriver, NodeKind
 
 if TYPE_CHECKING:
@@ -44,8 +46,12 @@ class ExtVolume:
     """A `Volume` over one ext file system. Keys are inode numbers."""
 
     def __init__(self, device: BlockDevice) -> None:
+        layout = read_superblock(device)
+        if layout.needs_recovery:
+            device = replay_journal(device, layout).device
+            layout = read_superblock(device)
         self._device = device
-        self._layout = read_superblock(device)
+        self._layout = layout
         self._chunks = ChunkReader(device)
 
     def root(self) -> Node:
@@ -211,4 +217,17 @@ def open_ext(device: BlockDevice, info: FileSystemInfo) -> FileTree:
     return tree
 
 
-PLUGIN = FileSystemDriver(name="ext", types=frozenset({"ext2", "ext3", "ext4"}), open=open_ext)
+def note_of(device: BlockDevice, info: FileSystemInfo) -> str:
+    """Say of a volume that was in use what became of its journal.
+
+    Raises:
+        VolumeError: it cannot be opened at all.
+    """
+    with reading("the ext superblock"):
+        layout = read_superblock(device)
+    if not layout.needs_recovery:
+        return info.note
+    return info.note.replace(NOT_REPLAYED, replay_journal(device, layout).outcome)
+
+
+PLUGIN = FileSystemDriver(name="ext", types=frozenset({"ext2", "ext3", "ext4"}), open=open_ext, note=note_of)

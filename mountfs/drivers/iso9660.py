@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import stat
 import struct
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import VolumeError
 from mountfs.drivers import _iso_susp as susp
 from mountfs.drivers._content import RunContent, RunList, read_at
+from mountfs.drivers._iso_aaip import attributes
+from mountfs.drivers._iso_zisofs import Zisofs, open_zisofs
+from mountfs.drivers._packed import PlainBlocks
 from mountfs.drivers._tree import Listing, ListingBuilder, VolumeTree, reading
 from mountfs.tree import FileSystemDriver, Node, NodeKind
 
@@ -30,6 +34,7 @@ _MAX_DESCRIPTORS = 100
 _JOLIET = {b"%/@", b"%/C", b"%/E"}
 _ROOT_RECORD = 156
 _READ_UNIT = 512 * _SECTOR
+_MAX_CONTINUATION = 65_536
 
 _FLAG_DIRECTORY = 2
 _FLAG_ASSOCIATED = 4
@@ -46,15 +51,18 @@ _KINDS = {
 }
 
 
-class IsoKey(NamedTuple):
-    """All that is needed to read a node again."""
+@dataclass(frozen=True, slots=True)
+class IsoKey:
+    """All that is needed to read a node again; equal for hard links of one file."""
 
-    position: int
-    """Of its first record on the volume."""
+    position: int = field(compare=False)
+    """Of a record of it on the volume."""
+    number: int
     extents: tuple[tuple[int, int], ...]
     """Byte offset and length of each part of its content."""
     target: bytes
     refusal: str
+    zisofs: Zisofs | None = None
 
 
 class _Record(NamedTuple):
@@ -81,6 +89,7 @@ class IsoVolume:
             raise VolumeError(f"the ISO 9660 volume descriptor is damaged: blocks of {self._block} bytes")
         self._root = self._record(primary[_ROOT_RECORD : _ROOT_RECORD + 34], 0)
         self._skip = self._susp_skip()
+        self._plain = PlainBlocks()
         self._joliet = self._skip is None and joliet is not None
         if self._skip is None and joliet is not None:
             self._root = self._record(joliet[_ROOT_RECORD : _ROOT_RECORD + 34], 0)
@@ -119,6 +128,8 @@ class IsoVolume:
         for start, size in key.extents:
             runs.add(position, size, start)
             position += size
+        if key.zisofs is not None:
+            return open_zisofs(self._device, runs, position, key.zisofs, self._plain)
         return RunContent(self._device, runs, position)
 
     def readlink(self, node: Node) -> bytes:
@@ -126,9 +137,12 @@ class IsoVolume:
         return _key(node).target
 
     def xattrs(self, node: Node) -> Mapping[str, bytes]:
-        """Always empty."""
-        del node
-        return {}
+        """See `Volume.xattrs`; only libisofs writes any."""
+        position = _key(node).position
+        if self._skip is None:
+            return {}
+        own = self._own_record(position or self._root.start)
+        return attributes(self._entries(own))
 
     def streams(self, node: Node) -> tuple[Stream, ...]:
         """Always empty."""
@@ -186,15 +200,16 @@ class IsoVolume:
         return skip
 
     def _continuation(self, block: int, offset: int, size: int) -> bytes:
-        if offset + size > _SECTOR:
-            raise VolumeError("a directory record is continued across a sector")
+        if size > _MAX_CONTINUATION:
+            raise VolumeError(f"a directory record claims to go on for {size} bytes")
         return read_at(self._device, block * self._block + offset, size, "a continued directory record")
 
     def _extra(self, record: _Record) -> susp.RockRidge:
-        if self._skip is None:
-            return susp.RockRidge()
+        return susp.RockRidge() if self._skip is None else susp.parse(self._entries(record))
+
+    def _entries(self, record: _Record) -> Iterator[tuple[bytes, bytes]]:
         skip = 0 if record.position == self._root.start else self._skip
-        return susp.parse(susp.entries(record.system_use[skip:], self._continuation))
+        return susp.entries(record.system_use[skip:], self._continuation)
 
     def _add(self, found: ListingBuilder, parts: list[_Record]) -> None:
         try:
@@ -239,23 +254,31 @@ class IsoVolume:
             kind, mode = _KINDS.get(stat.S_IFMT(extra.mode), kind), stat.S_IMODE(extra.mode)
         if is_directory != (kind is NodeKind.DIRECTORY):
             raise VolumeError("the record and its Rock Ridge mode contradict each other")
-        size = {NodeKind.FILE: sum(part.size for part in parts), NodeKind.SYMLINK: len(extra.target)}.get(
-            kind, 0
-        )
+        stored = sum(part.size for part in parts)
+        plain = stored if extra.zisofs is None else extra.zisofs.size
+        size = {NodeKind.FILE: plain, NodeKind.SYMLINK: len(extra.target)}.get(kind, 0)
         refusal = extra.refusal or "is interleaved, which is not supported" * any(
             p.interleaved for p in parts
         )
         shared = kind is NodeKind.FILE and extra.links > 1 and size > 0
+        number = first.start if shared or is_directory else first.position
         return Node(
             name=name,
             kind=kind,
-            key=IsoKey(first.position, tuple((p.start, p.size) for p in parts), extra.target, refusal),
+            key=IsoKey(
+                first.position,
+                number,
+                tuple((p.start, p.size) for p in parts),
+                extra.target,
+                refusal,
+                extra.zisofs,
+            ),
             size=size,
             mode=mode,
             uid=extra.uid,
             gid=extra.gid,
             links=extra.links,
-            inode=first.start if shared or is_directory else first.position,
+            inode=number,
             atime_ns=extra.times.get("atime", first.time_ns),
             mtime_ns=extra.times.get("mtime", first.time_ns),
             ctime_ns=extra.times.get("ctime", first.time_ns),

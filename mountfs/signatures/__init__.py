@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mountfs.signatures import apple, containers, linux, optical, windows
+from mountfs.signatures import apple, containers, linux, optical, others, windows
 from mountfs.signatures.window import Window
 
 if TYPE_CHECKING:
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 _ORDER = (
     *containers.SIGNATURES,
+    *others.CONTAINERS,
     *windows.SIGNATURES,
     *linux.SIGNATURES,
     *optical.SIGNATURES,
     *apple.SIGNATURES,
+    *others.SIGNATURES,
     *containers.LATE_SIGNATURES,
 )
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 _FIRST = 32768
 _MAX_DESCRIPTORS = 64
 _JOLIET = frozenset({b"%/@", b"%/C", b"%/E"})
-_UDF_SECTORS = (512, 1024, 2048, 4096)
+_UDF_SECTORS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768)
+_UDF_STEPS = (2048, 4096, 8192, 16_384, 32_768)
 _LEADING_HEX = re.compile(r"[0-9A-Fa-f]*")
 
 
@@ -35,13 +36,24 @@ def _iso9660(window: Window) -> FileSystemInfo | None:
     if joliet:
         label = _joliet_label(label, window.text(joliet + 40, 32, "utf-16-be"))
     uuid = _iso_time(window.at(primary + 830, 17)) or _iso_time(window.at(primary + 813, 17))
-    return FileSystemInfo("iso9660", label, uuid)
+    return FileSystemInfo("iso9660", label, uuid, _sessions_note(window, primary))
+
+
+def _sessions_note(window: Window, primary: int) -> str:
+    """Tell when another session follows: which is the last one, only the table of contents knew."""
+    end = window.number(primary + 80, "<I") * window.number(primary + 128, "<H")
+    for unit in (16, 32):
+        start = -(-end // (unit * 2048)) * unit * 2048
+        if end and window.has(start + _FIRST + 1, b"CD001"):
+            return f"a later session begins at byte {start}; the first one is shown"
+    return ""
 
 
 def _joliet_label(plain: str, joliet: str) -> str:
     """Return the Joliet label, with what its 16 letters cut off when the plain label is the same text."""
-    same = len(joliet) == 16 and all(ours in {wide, "_"} for ours, wide in zip(plain, joliet, strict=False))
-    return joliet + plain[16:] if same else joliet
+    whole = joliet.ljust(16)
+    same = all(ours in {wide, "_"} for ours, wide in zip(plain, whole, strict=False))
+    return (whole + plain[16:]).rstrip() if same else joliet
 
 
 def _iso_time(raw: bytes) -> str:
@@ -66,7 +78,7 @@ def _udf(window: Window) -> FileSystemInfo | None:
 
 def _is_udf(window: Window) -> bool:
     """Look for NSR in the volume recognition sequence, whose step is the sector but at least 2048."""
-    for step in (2048, 4096):
+    for step in _UDF_STEPS:
         for index in range(_MAX_DESCRIPTORS):
             name = window.at(_FIRST + index * step + 1, 5)
             if name in {b"NSR02", b"NSR03"}:

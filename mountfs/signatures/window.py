@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from imageformat.errors import MountfsError
+from mountfs.tree import FileSystemInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imageformat.device import BlockDevice
-    from mountfs.tree import FileSystemInfo
 
 MAX_READ = 1 << 18
 """No probe needs more at once; a longer wish comes from a hostile field."""
@@ -29,7 +29,8 @@ class Window:
     """Reads for the probes of one volume. One thread."""
 
     def __init__(self, device: BlockDevice) -> None:
-        self._device = device
+        self.device = device
+        """The volume, for a longer look; whoever takes it keeps to a bounded number of reads."""
         self._pages: dict[int, bytes] = {}
         self.size = device.size
         self.error: MountfsError | None = None
@@ -54,7 +55,7 @@ class Window:
 
     def _pread(self, offset: int, size: int) -> bytes:
         try:
-            return self._device.pread(offset, size)
+            return self.device.pread(offset, size)
         except MountfsError as error:
             self.error = self.error or error
             return b""
@@ -101,3 +102,18 @@ def uuid_text(raw: bytes) -> str:
 def is_power_of_two(number: int) -> bool:
     """Whether exactly one bit is set."""
     return number > 0 and not number & (number - 1)
+
+
+def fixed(
+    kind: str, *, uuid: int | None = None, label: tuple[int, int] | None = None
+) -> Callable[[Window], FileSystemInfo | None]:
+    """Describe a kind whose label and uuid stand at fixed places."""
+
+    def describe(window: Window) -> FileSystemInfo | None:
+        return FileSystemInfo(
+            kind,
+            window.text(*label) if label is not None else "",
+            window.uuid(uuid) if uuid is not None else "",
+        )
+
+    return describe

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import mmap
 import os
 import random
 import shutil
@@ -21,8 +22,10 @@ import pytest
 from imageformat.device import MemoryDevice
 from imageformat.errors import MountfsError
 from imageformat.extent import ExtentKind
-from mountfs.drivers import ext, fat, iso9660, tsk
+from mountfs.drivers import btrfs, erofs, ext, fat, hfsplus, iso9660, squashfs, tsk, udf, xfs
 from mountfs.tree import FileSystemInfo, NodeKind, walk
+from support.disks import MIB, make_btrfs
+from support.requirements import require_tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,15 +79,85 @@ def made_ext4(tmp: Path) -> FileTree:
     return ext.PLUGIN.open(MemoryDevice(image.read_bytes()), FileSystemInfo("ext4"))
 
 
+def made_btrfs(tmp: Path) -> FileTree:
+    """A fresh btrfs with holes, links and a large directory, made without root."""
+    require_tool("mkfs.btrfs")
+    source = tmp / "source"
+    (source / "many").mkdir(parents=True)
+    for number in range(500):
+        (source / "many" / f"file-{number}").write_bytes(b"%d" % number)
+    for number in range(6):
+        (source / f"random-{number}").write_bytes(random.Random(number).randbytes(300_000 + number))
+    with (source / "sparse").open("wb") as file:
+        file.truncate(9_000_001)
+    (source / "link").symlink_to("random-1")
+    os.link(source / "random-1", source / "hard")
+    image = make_btrfs(tmp / "btrfs.img", 40 * MIB, populate_from=source)
+    return btrfs.PLUGIN.open(MemoryDevice(image.read_bytes()), FileSystemInfo("btrfs"))
+
+
+def packed(driver: ModuleType, fs_type: str, *command: str) -> Callable[[Path], FileTree]:
+    """A maker that has a program pack a folder; SOURCE and IMAGE stand for the paths."""
+
+    def make(tmp: Path) -> FileTree:
+        if shutil.which(command[0]) is None:
+            missing(command[0])
+        source, image = tmp / "source", tmp / "image"
+        (source / "many").mkdir(parents=True)
+        for number in range(60):
+            (source / "many" / f"{number}-file").write_bytes(b"some text %d, " % number * (number * 50))
+        for number in range(4):
+            (source / f"{number}-random").write_bytes(random.Random(number).randbytes(300_000 + number))
+        (source / "zeros").write_bytes(bytes(700_000))
+        (source / "link").symlink_to("1-random")
+        os.link(source / "1-random", source / "hard")
+        paths = {"SOURCE": source, "IMAGE": image}
+        subprocess.run([paths.get(word, word) for word in command], check=True, capture_output=True)
+        return driver.PLUGIN.open(MemoryDevice(image.read_bytes()), FileSystemInfo(fs_type))
+
+    return make
+
+
+def made_xfs(tmp: Path) -> FileTree:
+    """A fresh XFS with links and a large directory, made without root."""
+    if shutil.which("mkfs.xfs", path=os.defpath + ":/usr/sbin:/sbin") is None:
+        missing("mkfs.xfs")
+    for number in range(6):
+        (tmp / f"random-{number}").write_bytes(random.Random(number).randbytes(300_000 + number))
+    contents = [f"random-{number} ---644 7 8 {tmp}/random-{number}" for number in range(6)]
+    many = [f"file-{number} ---600 0 0 {tmp}/random-{number % 6}" for number in range(300)]
+    links = ["link l--777 0 0 random-1", "fifo p--644 0 0"]
+    lines = ["boot 0 0", "d--755 0 0", "many d--755 0 0", *many, "$", *contents, *links, "$", "$"]
+    (tmp / "content").write_text("\n".join(lines) + "\n")
+    image = tmp / "xfs.img"
+    image.touch()
+    os.truncate(image, 320 << 20)
+    command = ["mkfs.xfs", "-q", "-p", tmp / "content", image]
+    subprocess.run(command, check=True, env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"})
+    with image.open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return xfs.PLUGIN.open(MemoryDevice(content), FileSystemInfo("xfs"))
+
+
 MAKERS = {
     "ext4 made here": made_ext4,
+    "btrfs made here": made_btrfs,
     "ext4": stored(ext, "ext4", "ext4-ratarmount-10m"),
+    "xfs made here": made_xfs,
     "fat12": stored(fat, "fat12", "fat12-rust"),
     "fat32": stored(fat, "fat32", "fat-dfir-fat32-small"),
     "exfat": stored(fat, "exfat", "exfat-goexfat"),
     "iso9660": stored(iso9660, "iso9660", "iso-dfvfs"),
+    "iso9660 made here": packed(iso9660, "iso9660", "genisoimage", "-R", "-o", "IMAGE", "SOURCE"),
+    "udf made here": packed(udf, "udf", "genisoimage", "-udf", "-o", "IMAGE", "SOURCE"),
+    "squashfs": packed(squashfs, "squashfs", "mksquashfs", "SOURCE", "IMAGE"),
+    "squashfs of lz4": packed(
+        squashfs, "squashfs", "mksquashfs", "SOURCE", "IMAGE", "-comp", "lz4", "-b", "8K"
+    ),
+    "erofs": packed(erofs, "erofs", "mkfs.erofs", "-zlz4", "-Eztailpacking", "IMAGE", "SOURCE"),
+    "erofs in chunks": packed(erofs, "erofs", "mkfs.erofs", "--chunksize=8192", "IMAGE", "SOURCE"),
     "ntfs": stored(tsk, "ntfs", "ntfs-colinfinck"),
-    "hfs+": stored(tsk, "hfs+", "hfsp-dfvfs"),
+    "hfs+": stored(hfsplus, "hfs+", "hfsp-dfvfs"),
 }
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from imageformat.device import MemoryDevice, Slice
 from imageformat.errors import MountfsError
-from mountfs.drivers import apfs, ext, fat, iso9660, tsk
+from mountfs.drivers import apfs, btrfs, ext, fat, hfsplus, iso9660, tsk, xfs
 from mountfs.tree import FileSystemInfo, NodeKind
 
 if TYPE_CHECKING:
@@ -32,11 +32,15 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("MOUNTFS_SHARED_DATA", REPOSITORY.parent / "shared" / "data")) / "fs-images"
 
-DRIVERS = {name: module.PLUGIN for module in (apfs, ext, fat, iso9660, tsk) for name in module.PLUGIN.types}
+DRIVERS = {
+    name: module.PLUGIN
+    for module in (apfs, btrfs, ext, fat, hfsplus, iso9660, tsk, xfs)
+    for name in module.PLUGIN.types
+}
 TYPES = {"vfat": "fat32", "hfsplus": "hfs+"}
 KINDS = {"dir": NodeKind.DIRECTORY, "file": NodeKind.FILE, "symlink": NodeKind.SYMLINK}
 
-NOT_SERVED = {"xfs", "btrfs", "crypto_LUKS"}
+NOT_SERVED = {"crypto_LUKS"}
 
 NOT_UNPACKED = {
     "e01-dfvfs-ext2": "no unpacker for EWF here",
@@ -64,19 +68,6 @@ DEVIATIONS = [
     ("iso-libcdio-copying-rr", r".*Copy2|.*/COPYING", "mtime_ns", "of a link: when xorriso extracted it"),
     ("iso-libarchive-joliet", r"symlink", "mtime_ns", "of a link: when xorriso extracted it"),
     ("iso-libcdio-copying-rr", r"fd0|zero", "extra", "device nodes, which xorriso did not extract"),
-    (
-        "hfsp-goapfs-basic-dmg",
-        r"bigattr.txt",
-        "sha256",
-        "libtsk cannot open files with attributes in extents",
-    ),
-    (
-        "hfsp-goapfs-basic-dmg",
-        r"bigattr.txt",
-        "streams",
-        "libtsk cannot open files with attributes in extents",
-    ),
-    ("apfs-goapfs-dmg", r"compressed.txt", "sha256", "compressed as LZVN, which is refused"),
     ("hfsp-goapfs-basic-dmg", r"hello.txt|hardlink-to-hello", "mtime_ns", "7z shows the link's own time"),
 ]
 

@@ -27,10 +27,23 @@ from pathlib import Path
 
 from imageformat.device import MemoryDevice
 from imageformat.errors import MountfsError
-from mountfs.drivers import apfs, ext, fat, iso9660, tsk
+from mountfs.drivers import (
+    apfs,
+    btrfs,
+    erofs,
+    ext,
+    fat,
+    hfsplus,
+    iso9660,
+    squashfs,
+    tsk,
+    udf,
+    xfs,
+)
 from mountfs.tree import FileSystemInfo, NodeKind
 
-DRIVERS = {name: module.PLUGIN for module in (apfs, ext, fat, iso9660, tsk) for name in module.PLUGIN.types}
+MODULES = (apfs, btrfs, erofs, ext, fat, hfsplus, iso9660, squashfs, tsk, udf, xfs)
+DRIVERS = {name: module.PLUGIN for module in MODULES for name in module.PLUGIN.types}
 resource.setrlimit(resource.RLIMIT_AS, (768 << 20, 768 << 20))
 
 
@@ -72,7 +85,9 @@ for path in sys.argv[1:]:
         signal.alarm(0)
         print(json.dumps([Path(path).name, name, entries, errors]), flush=True)
     del content
-print(json.dumps(["memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+# Not ru_maxrss, which a new program inherits from the one that started it.
+(peak,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+print(json.dumps(["memory", int(peak)]))
 """
 
 STORED = sorted((SHARED / "odd").glob("*.xz"))

@@ -119,7 +119,7 @@ def test_a_killed_backup_loses_nothing(tmp_path: Path, name: str) -> None:
     ended = run_traced(engine_command(recorded, scenario.kind), log=tmp_path / "log")
     assert ended.returncode == 0, ended
     calls = touching(calls_in(tmp_path / "log"), recorded.place)
-    assert {"write", "fsync", "renameat2", "openat"} <= {call.name for call in calls}
+    assert {"pwrite64", "fsync", "renameat2", "openat"} <= {call.name for call in calls}
     chosen = chosen_calls(calls, scenario.points)
     published = []
     for number, call in enumerate(chosen):

@@ -22,7 +22,7 @@ CASES = {
     "exfat": ("fat", "exfat-sr"),
     "iso9660": ("iso9660", "iso-libcdio-copying-rr"),
     "ntfs": ("tsk", "ntfs-colinfinck"),
-    "hfs+": ("tsk", "hfsp-dfvfs"),
+    "hfs+": ("hfsplus", "hfsp-dfvfs"),
     "apfs": ("apfs", "apfs-dfvfs"),
 }
 ROUNDS = 80

@@ -49,7 +49,13 @@ class MadeChain:
 
 
 def add_point(
-    storage: Storage, disk: bytes, kind: ImageType, *, holes: bool = False, sector: int = 512
+    storage: Storage,
+    disk: bytes,
+    kind: ImageType,
+    *,
+    holes: bool = False,
+    sector: int = 512,
+    differences: bool = True,
 ) -> str:
     """Image a disk as the next point of the set; the key of its file."""
     with contextlib.closing(Repository(storage)) as repository:
@@ -57,7 +63,7 @@ def add_point(
             MemorySource(disk, holes=holes, sector_size=sector),
             repository,
             SET,
-            BackupOptions(type=kind, block_size=BLOCK, threads=1),
+            BackupOptions(type=kind, block_size=BLOCK, threads=1, differences=differences),
             origin={"source": "/dev/fake"},
         )
     return result.key

@@ -97,8 +97,8 @@ class Image:
         need(xxh128(h[:4080]) == h[4080:], "header checksum")
         need(number(h, 8, 2) == 0, "major version")
         need(number(h, 12, 4) == HEADER, "header length")
-        need(number(h, 16, 8) in (0, 1), "unknown incompatible feature")
-        self.deltas = number(h, 16, 8) == 1
+        need(number(h, 16, 8) <= 3, "unknown incompatible feature")
+        self.deltas, self.has_base = bool(h[16] & 1), bool(h[16] & 2)
         self.id, self.set_id, self.parent = h[32:48], h[48:64], h[64:80]
         self.parent_root = h[80:112]
         self.created = number(h, 112, 8)
@@ -180,18 +180,21 @@ class Image:
             offset, FRAME + size, h[4], h[5], number(h, 12, 4), number(h, 16, 8), h[24:40], h[40:56], payload
         )
 
-    def decode(self, frame: Frame, expected: int, older: Sequence[Image] = ()) -> bytes:
+    def decode(self, frame: Frame, expected: int, older: Sequence[Image | None] = ()) -> bytes:
         need(frame.raw_length == expected, "raw length")
         payload, dictionary = frame.payload, None
         if frame.codec == 2:
             need(frame.kind == 1 and self.deltas, "a difference where none may be")
             base = Record.read(payload[:32])
             need(base.state == DATA and base.layer < len(older), "a difference from something not older")
-            plain = older[base.layer].frame(base.offset, base.length)
+            holder = older[base.layer]
+            if holder is None:
+                raise DamagedError("a difference from a base")
+            plain = holder.frame(base.offset, base.length)
             need((plain.kind, plain.number) == (1, frame.number), "a difference from another block")
             need(plain.codec != 2, "a difference from a difference")
             need(plain.raw_checksum == base.checksum, "a difference from other content")
-            raw_base = older[base.layer].decode(plain, expected)
+            raw_base = holder.decode(plain, expected)
             dictionary = zstandard.ZstdCompressionDict(raw_base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
             payload = payload[32:]
         if frame.codec == 0:
@@ -219,9 +222,10 @@ class Image:
 
 
 class Folder:
-    """All complete images of a folder, by id; names mean nothing."""
+    """All complete images of a folder, by id; names mean nothing. ``base``: a disk of another tool."""
 
-    def __init__(self, contents: Mapping[str, bytes]) -> None:
+    def __init__(self, contents: Mapping[str, bytes], base: bytes | None = None) -> None:
+        self.base = base
         self.images: dict[bytes, Image] = {}
         for name, content in contents.items():
             if name.endswith(".mfi"):
@@ -242,8 +246,13 @@ class Point:
 
     def __init__(self, folder: Folder, image: Image) -> None:
         self.image = image
-        self.layers = []
+        self.layers: list[Image | None] = []
+        self._base = folder.base
+        need(not image.has_base or (image.depth > 0 and folder.base is not None), "no base")
         for depth, (image_id, root) in enumerate(image.ancestors):
+            if image.has_base and depth == 0:
+                self.layers.append(None)
+                continue
             need(image_id in folder.images, "ancestor missing")
             layer = folder.images[image_id]
             need(layer.root == root, "ancestor with another root")
@@ -261,6 +270,11 @@ class Point:
 
     def _load(self, record: Record, kind: int, wanted: int, expected: int) -> bytes:
         layer = self.layers[record.layer]
+        if layer is None:
+            need(kind == 1 and record.length == expected and self._base is not None, "no frame in a base")
+            raw = (self._base or b"")[record.offset : record.offset + record.length]
+            need(len(raw) == expected and xxh128(raw) == record.checksum, "the base was changed")
+            return raw
         frame = layer.frame(record.offset, record.length)
         need((frame.kind, frame.number) == (kind, wanted), "record names another frame")
         need(frame.raw_checksum == record.checksum, "record and frame have different checksums")

@@ -39,7 +39,7 @@ def read_entries(top: Path) -> Entries:
         for folder, folders, files in os.walk(start, onerror=_fail)
         for name in folders + files
     ]
-    twins: dict[int, bytes] = {}
+    twins: dict[tuple[int, int], bytes] = {}
     found: Entries = {}
     for path in sorted(paths):
         name = os.path.relpath(path, start)
@@ -67,7 +67,7 @@ def _entry(path: bytes) -> dict[str, Any]:
         "mtime_ns": status.st_mtime_ns,
         "ctime_ns": status.st_ctime_ns,
         "device": (os.major(status.st_rdev), os.minor(status.st_rdev)),
-        "inode": status.st_ino,
+        "inode": (status.st_dev, status.st_ino),
         "xattrs": _xattrs(path),
     }
     if kind != "directory":

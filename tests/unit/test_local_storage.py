@@ -107,7 +107,7 @@ def test_an_entry_that_cannot_be_looked_at_is_told(
             list(listing())
 
 
-@pytest.mark.parametrize("operation", ["fsync", "write", "posix_fadvise"])
+@pytest.mark.parametrize("operation", ["fsync", "pwrite", "posix_fadvise"])
 def test_a_writer_that_failed_once_never_publishes(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
@@ -131,7 +131,7 @@ def test_a_full_disk_spoils_the_writer_in_the_middle(
 ) -> None:
     writer = storage.create("set/new")
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", refuse(errno.ENOSPC))
+        patch.setattr(os, "pwrite", refuse(errno.ENOSPC))
         with pytest.raises(DestinationFullError):
             writer.append(bytes(2 << 20))
     with pytest.raises(DestinationError, match="start again"):

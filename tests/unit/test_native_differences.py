@@ -60,6 +60,19 @@ def blocks_of(image: bytes) -> list[tuple[int, int, int, bytes]]:
     return [(f.number, f.codec, f.length, f.payload) for f in Image(image).scan() if f.kind == 1]
 
 
+def test_whole_blocks_are_what_was_asked_for() -> None:
+    """Such an image needs no reader that knows differences; the next may hold some again."""
+    storage = MemoryStorage()
+    for number, disk in enumerate(MADE.disks[:3]):
+        kind = INC if number else FULL
+        key = add_point(storage, disk, kind, differences=number == 2)
+        device = storage.open(key)
+        image = device.pread(0, device.size)
+        codecs = {codec for _, codec, _, _ in blocks_of(image)}
+        assert (Codec.DELTA in codecs) == (number == 2)
+        assert (structs.unpack_header(image[:HEADER_SIZE], key).incompatible != 0) == (number == 2)
+
+
 def test_a_word_costs_a_word_at_any_length_of_the_chain() -> None:
     for number, key in enumerate(MADE.keys):
         blocks = blocks_of(MADE.files[key])

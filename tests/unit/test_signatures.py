@@ -36,6 +36,10 @@ OUR_TYPES = {
     "zfs_member": "zfs",
     "swsuspend": "swap",
     "ReFS": "refs",
+    "VMFS": "vmfs",
+    "VMFS_volume_member": "vmfs-member",
+    "DM_verity_hash": "verity",
+    "ubi": "ubi",
 }
 
 
@@ -142,6 +146,16 @@ REAL = {
     "swap": (["mkswap", "-L", "swappy", "-U", UUID], 1 * MIB),
     "swap-64k": (["mkswap", "-p", "65536", "-U", UUID], 4 * MIB),
     "cramfs-none": (["true"], 1 * MIB),
+    "minix-1": (["mkfs.minix", "-1"], 4 * MIB),
+    "minix-1-short": (["mkfs.minix", "-1", "-n", "14"], 4 * MIB),
+    "minix-2": (["mkfs.minix", "-2"], 4 * MIB),
+    "minix-3": (["mkfs.minix", "-3"], 4 * MIB),
+    "bfs": (["mkfs.bfs"], 4 * MIB),
+    "f2fs": (["mkfs.f2fs", "-f", "-l", "flash é"], 64 * MIB),
+    "jfs": (["mkfs.jfs", "-q", "-L", "journaled"], 32 * MIB),
+    "nilfs2": (["mkfs.nilfs2", "-f", "-q", "-L", "snapshots"], 160 * MIB),
+    "reiserfs": (["mkreiserfs", "-q", "-ff", "-l", "reiser"], 64 * MIB),
+    "bcache": (["make-bcache", "-B"], 32 * MIB),
 }
 
 
@@ -227,6 +241,30 @@ SUPERBLOCKS: dict[str, tuple[int, tuple[tuple[int, bytes], ...]]] = {
     ),
     "hfs-empty-id": (MIB, ((1024, b"BD"), (1024 + 20, struct.pack(">I", 4096)), (1024 + 36, b"\x01X"))),
     "refs": (MIB, ((0, b"\0\0\0ReFS\0"),)),
+    "ufs1": (
+        MIB,
+        (
+            (8192 + 1372, struct.pack("<I", 0x0001_1954)),
+            (8192 + 144, bytes.fromhex("44332211 88776655")),
+            (8192 + 680, b"no label here"),
+        ),
+    ),
+    "ufs1-big-endian": (MIB, ((8192 + 1372, struct.pack(">I", 0x0001_1954)), (8192 + 144, b"12345678"))),
+    "ufs2": (
+        MIB,
+        (
+            (65536 + 1372, struct.pack("<I", 0x1954_0119)),
+            (65536 + 144, bytes.fromhex("44332211 88776655")),
+            (65536 + 680, b"bsd"),
+        ),
+    ),
+    "reiser4": (MIB, ((65536, b"ReIsEr4"), (65536 + 20, RAW_UUID), (65536 + 36, b"four"))),
+    "romfs": (MIB, ((0, b"-rom1fs-"), (16, b"rom"))),
+    "vmfs": (
+        4 * MIB,
+        ((2 * MIB, b"\x5e\xf1\xab\x2f"), (2 * MIB + 9, RAW_UUID), (2 * MIB + 29, b"datastore")),
+    ),
+    "vxfs": (MIB, ((1024, b"\xf5\xfc\x01\xa5"),)),
     "zfs": (64 * MIB, tuple(((128 << 10) + 1024 * n, struct.pack("<Q", 0x00BAB10C)) for n in range(8))),
     "zfs-big-endian": (
         64 * MIB,
@@ -291,6 +329,42 @@ def test_udf_with_wide_letters(tmp_path: Path) -> None:
     label = b"\x10" + "Диск".encode("utf-16-be")
     path = udf(tmp_path / "udf", label=label, volume_set=b"\x0812345678wxyz")
     assert ours(path) == ("udf", "Диск", "12345678" + b"wxyz".hex())
+
+
+OTHERS = {
+    "corestorage": ((8, struct.pack("<HH", 1, 0x10)), (88, b"CS"), (304, RAW_UUID)),
+    "bcachefs": (
+        (4096 + 24, bytes.fromhex("c68573f666ce90a9d96a60cf803df7ef")),
+        (4096 + 56, RAW_UUID),
+        (4096 + 72, b"label"),
+    ),
+    "ldm": ((512, b"TOCBLOCK"),),
+    "storage-spaces": ((4096, b"SPACEDB "),),
+    "verity": ((0, b"verity\0\0\1\0\0\0"), (16, RAW_UUID)),
+    "befs": ((512, b"Haiku"), (512 + 32, b"1SFB")),
+    "vdo": ((0, b"dmvdo001"),),
+    "stratis": ((516, b"!Stra0tis\x86\xff\x02^\x41rh"),),
+    "ocfs2": ((8192, b"OCFSV2"), (8192 + 272, b"cluster"), (8192 + 336, RAW_UUID)),
+    "ubi": ((0, b"UBI#\1"),),
+    "vmfs-member": ((MIB, b"\x0d\xd0\x01\xc0"), (MIB + 130, RAW_UUID)),
+    "hpfs": ((8192, b"\x49\xe8\x95\xf9"),),
+}
+"""What the blkid at hand does not know, or asks more of."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_blkid_does_not_know(name: str, tmp_path: Path) -> None:
+    pieces = OTHERS[name]
+    found = ours(crafted(tmp_path / "volume", 2 * MIB, *pieces))
+    label = {"bcachefs": "label", "befs": "Haiku", "ocfs2": "cluster"}.get(name, "")
+    uuid = UUID if any(data == RAW_UUID for _, data in pieces) else ""
+    uuid = "78563412-ef4dbc9a-2381-456789abcdef" if name == "vmfs-member" else uuid
+    assert found == (name, label, uuid)
+
+
+def test_a_short_magic_number_alone_proves_nothing(tmp_path: Path) -> None:
+    for at, magic in ((1040, b"\x7f\x13"), (1048, b"\x5a\x4d"), (1030, b"\x34\x34"), (88, b"CS")):
+        assert ours(crafted(tmp_path / "volume", MIB, (at, magic))) is None
 
 
 def test_three_uberblocks_are_no_zfs(tmp_path: Path) -> None:
@@ -493,7 +567,7 @@ def test_random_damage_never_raises_and_reads_little(tmp_path: Path) -> None:
             *range(0, min(len(content), MIB), 512),
             *range(max(0, len(content) - 70000) & ~511, len(content), 512),
         )
-        told = [at for at in starts if content[at : at + 512].strip(b"\0")]
+        told = [at for at in starts if content[at : at + 512].strip(b"\0")] or [0]
         for _ in range(25):
             damaged = bytearray(content)
             for _ in range(chance.choice([1, 3, 30])):

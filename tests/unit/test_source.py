@@ -106,15 +106,15 @@ def test_a_read_error_names_the_place(
     """Short reads are continued, so the error names the byte at which it really happened."""
     _sparse(tmp_path / "disk.img")
     source = open_source(str(tmp_path / "disk.img"))
-    whole = os.pread
+    whole = os.preadv
 
-    def failing(fd: int, size: int, offset: int) -> bytes:
+    def failing(fd: int, buffers: list[memoryview], offset: int) -> int:
         if offset >= 1024:
             raise OSError(code, os.strerror(code))
-        return whole(fd, min(size, 1024 - offset, 300), offset)
+        return whole(fd, [buffers[0][: min(1024 - offset, 300)]], offset)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pread", failing)
+        patch.setattr(os, "preadv", failing)
         assert len(source.pread(0, 1024)) == 1024
         with pytest.raises(SourceReadError, match=said):
             source.pread(512, 4096)

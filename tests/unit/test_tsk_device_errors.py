@@ -15,7 +15,7 @@ import pytest
 
 from imageformat.device import MemoryDevice
 from imageformat.errors import CorruptImageError, VolumeError
-from mountfs.drivers import ext, fat, iso9660, tsk
+from mountfs.drivers import ext, fat, hfsplus, iso9660, tsk
 from mountfs.tree import FileSystemInfo, NodeKind
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ CASES = {
     "exfat": (fat.PLUGIN, "exfat-sr"),
     "iso9660": (iso9660.PLUGIN, "iso-libcdio-copying-rr"),
     "ntfs": (tsk.PLUGIN, "ntfs-colinfinck"),
-    "hfs+": (tsk.PLUGIN, "hfsp-dfvfs"),
+    "hfs+": (hfsplus.PLUGIN, "hfsp-dfvfs"),
 }
 STEP = 4096
 

@@ -18,7 +18,7 @@ import json, lzma, sys
 from pathlib import Path
 
 from imageformat.device import MemoryDevice
-from mountfs.drivers import fat, iso9660, tsk
+from mountfs.drivers import fat, hfsplus, iso9660, tsk
 from mountfs.tree import FileSystemInfo, NodeKind
 
 CASES = {
@@ -27,7 +27,7 @@ CASES = {
     "iso-libcdio-copying-rr": (iso9660, "iso9660"),
     "iso-dfvfs": (iso9660, "iso9660"),
     "ntfs-colinfinck": (tsk, "ntfs"),
-    "hfsp-dfvfs": (tsk, "hfs+"),
+    "hfsp-dfvfs": (hfsplus, "hfs+"),
 }
 found = {}
 for case, (module, name) in CASES.items():

@@ -25,6 +25,7 @@ from imageformat.formats.native.structs import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_LEAVES_KNOWN = 16
 STATE_AT = 28
 """Byte of a record that holds its state."""
 _LEAF_STATES = frozenset({State.DATA, State.ZERO, State.UNUSED, State.BAD})
@@ -148,6 +149,17 @@ class ResolvedIndex:
         self.geometry = geometry
         self.top = top
         self.holder = holder
+        self._leaves: dict[int, bytes] = {}
+
+    def known_leaf(self, page: int) -> bytes | None:
+        """Return a leaf that was proven a short while ago: most look-ups are near the last ones."""
+        return self._leaves.get(page)
+
+    def remember_leaf(self, page: int, raw: bytes) -> None:
+        """Keep a proven leaf for `known_leaf`, until some others were."""
+        if len(self._leaves) >= _LEAVES_KNOWN:
+            self._leaves.clear()
+        self._leaves[page] = raw
 
     def directory_record(self, level: int, page: int) -> bytes | None:
         """Return the 64 bytes that describe a page, or None when the tree has no such page."""
@@ -172,12 +184,17 @@ class ResolvedIndex:
 
     def leaf(self, page: int) -> bytes:
         """Return the block records of a leaf page, also when it is stored as one fill."""
+        known = self._leaves.get(page)
+        if known is not None:
+            return known
         record = self.directory_record(0, page)
         if record is None:
             return b""
         if record[STATE_AT] != State.PAGE:
             return record[:RECORD_SIZE] * self.geometry.records_in(0, page)
-        return self.load(record, 0, page)
+        raw = self.load(record, 0, page)
+        self.remember_leaf(page, raw)
+        return raw
 
     def load(self, record: bytes, level: int, page: int) -> bytes:
         """Return the raw bytes of the page that a directory record names, from the file that holds it.

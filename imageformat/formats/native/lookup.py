@@ -38,6 +38,9 @@ def index_pieces(index: ResolvedIndex, name: str, offset: int, size: int) -> Ite
 def _descend(index: ResolvedIndex, name: str, block: int) -> tuple[bytes | Fill | Older | Lost, int]:
     """Follow the pages towards ``block``; return a leaf, or what ends the way, and the level it spans."""
     bits, record = index.geometry.page_bits, index.top
+    known = index.known_leaf(block >> bits)
+    if known is not None:
+        return known, 1
     for level in range(index.geometry.height - 1, -1, -1):
         page = block >> bits * (level + 1)
         entry = unpack_record(record, 0)
@@ -53,6 +56,7 @@ def _descend(index: ResolvedIndex, name: str, block: int) -> tuple[bytes | Fill 
         except (CorruptImageError, StorageError) as error:
             return Lost(error), level + 1
         if level == 0:
+            index.remember_leaf(page, raw)
             return raw, 1
         record = child_record(raw, (block >> bits * level) - (page << bits))
     raise CorruptImageError(f"{name}: the index of an empty disk was asked for a block")

@@ -100,7 +100,7 @@ class _Difference(NamedTuple):
 
     header: FrameHeader
     older: BlockRef
-    packed: bytes
+    packed: memoryview
 
 
 class NativeLayer:
@@ -121,8 +121,9 @@ class NativeLayer:
         self.geometry = Geometry(header.disk_size, header.block_size, header.page_bits)
         self._device = device
         self._cache = cache
-        self._id = header.image_id.bytes
+        self._id = self.cache_key = header.image_id.bytes
         self._alone = ResolvedIndex(self.geometry, footer.top, self._holder)
+        self._linked: tuple[Callable[[int], ImageLayer], ResolvedIndex] | None = None
         self._check_footer(header_digest)
         self.info = self._describe()
 
@@ -228,7 +229,7 @@ class NativeLayer:
             header, payload = self._prove_stored(stored, frame)
             return _prove_decoded(decode(header.codec, payload, frame.size), header)
 
-    def _prove_stored(self, stored: bytes | memoryview, frame: _Wanted) -> tuple[FrameHeader, bytes]:
+    def _prove_stored(self, stored: bytes | memoryview, frame: _Wanted) -> tuple[FrameHeader, memoryview]:
         header, payload = unpack_frame(stored)
         if (header.kind, header.number, header.raw_length) != frame[:3]:
             raise CorruptImageError("another frame stands there")
@@ -247,8 +248,15 @@ class NativeLayer:
         if disk != 0:
             raise CorruptImageError(f"{self.name}: has one disk, not {disk + 1}")
         check_range(self.geometry.size, offset, size)
-        index = self._alone if ancestor is None else resolved_index(self, ancestor)
+        index = self._alone if ancestor is None else self._resolved(ancestor)
         return index_pieces(index, self.name, offset, size)
+
+    def _resolved(self, ancestor: Callable[[int], ImageLayer]) -> ResolvedIndex:
+        """Return the index across the chain; the one of the chain that asked last is kept."""
+        known = self._linked
+        if known is None or known[0] != ancestor:
+            known = self._linked = ancestor, resolved_index(self, ancestor)
+        return known[1]
 
     def _holder(self, depth: int) -> NativeLayer | None:
         return self if depth == self.header.depth else None
@@ -296,7 +304,7 @@ class NativeLayer:
                 return _prove_decoded(decode(header.codec, payload, ref.raw_length), header)
             if len(payload) <= RECORD_SIZE:
                 raise CorruptImageError("the difference is shorter than what it names")
-            base = unpack_record(payload, 0)
+            base = unpack_record(bytes(payload[:RECORD_SIZE]), 0)
             if base.state != State.DATA or base.layer >= self.header.depth:
                 raise CorruptImageError("the difference stands on something that is not older")
             older = ref._replace(layer=base.layer, offset=base.offset, length=base.length, digest=base.digest)
@@ -311,7 +319,9 @@ class NativeLayer:
     def prove(self, ancestor: Callable[[int], ImageLayer] | None = None) -> Iterator[str]:
         """See `ImageLayer.prove`."""
         depth = self.header.depth
-        parent = resolved_index(ancestor(depth - 1), ancestor) if ancestor is not None and depth else None
+        below = ancestor(depth - 1) if ancestor is not None and depth else None
+        # An image of another tool has no index; the blocks themselves are held against what is said of them.
+        parent = resolved_index(below, ancestor) if ancestor and isinstance(below, NativeLayer) else None
         return index_faults(self._alone, parent, depth, self.name)
 
     def frames(self) -> Iterator[tuple[int, FrameHeader]]:

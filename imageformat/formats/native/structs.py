@@ -34,9 +34,12 @@ PAGE_BITS = 8
 
 DELTA_FRAMES = 1 << 0
 """Incompatible feature: a block may be stored as what differs from an older version of it."""
-KNOWN_INCOMPATIBLE = DELTA_FRAMES
+FOREIGN_BASE = 1 << 1
+"""Incompatible feature: depth 0 of the chain is an image of another tool; records name places on its disk."""
+KNOWN_INCOMPATIBLE = DELTA_FRAMES | FOREIGN_BASE
 DELTA_FRAMES_NAME = (1, b"\0\0sub-block deltas")
-"""Its name, as an extension record, for readers that lack it."""
+FOREIGN_BASE_NAME = (1, b"\0\1base of another tool")
+"""Their names, as extension records, for readers that lack them."""
 
 NO_UUID = UUID(int=0)
 NO_ROOT = bytes(ROOT_SIZE)
@@ -360,7 +363,7 @@ def unpack_footer(data: bytes, file_size: int, name: str) -> Footer:
     return footer
 
 
-def pack_frame(header: FrameHeader, payload: bytes) -> bytes:
+def pack_frame(header: FrameHeader, payload: bytes | memoryview) -> bytes:
     """Return header and payload of one frame, with the checksum over both."""
     fixed = _FRAME.pack(
         FRAME_MAGIC,
@@ -377,7 +380,7 @@ def pack_frame(header: FrameHeader, payload: bytes) -> bytes:
     return b"".join((fixed, check64(fixed, payload), payload))
 
 
-def unpack_frame(data: bytes | memoryview) -> tuple[FrameHeader, bytes]:
+def unpack_frame(data: bytes | memoryview) -> tuple[FrameHeader, memoryview]:
     """Split a stored frame into header and payload, proving the checksum of the stored bytes.
 
     Raises:
@@ -390,7 +393,7 @@ def unpack_frame(data: bytes | memoryview) -> tuple[FrameHeader, bytes]:
     )
     if magic != FRAME_MAGIC or flags or payload_length != len(data) - FRAME_HEADER_SIZE:
         raise CorruptImageError("there is no frame of the expected length")
-    payload = bytes(data[FRAME_HEADER_SIZE:])
+    payload = memoryview(data)[FRAME_HEADER_SIZE:]
     if check64(data[:_FRAME_CHECK_AT], payload) != check:
         raise CorruptImageError("the stored bytes do not match their checksum")
     return FrameHeader(kind, codec, payload_length, raw_length, number, image_id, raw_digest), payload

@@ -52,34 +52,49 @@ class EncodedBlock(NamedTuple):
 
 
 def encode_block(
-    image_id: bytes, block: int, raw: bytes, raw_digest: bytes, level: int, older: OlderBlock | None = None
+    image_id: bytes,
+    block: int,
+    raw: bytes | memoryview,
+    raw_digest: bytes,
+    level: int,
+    older: OlderBlock | None = None,
 ) -> EncodedBlock:
     """Compress and frame one block, as what differs from ``older`` when that is smaller. Thread-safe."""
-    codec, payload = _encode_difference(raw, older) if older is not None else (Codec.STORED, raw)
-    if len(payload) > len(raw) // _CLEARLY_SMALLER:
-        plain = encode(raw, level)
-        if len(plain[1]) <= len(payload):
-            codec, payload = plain
-    frame = _frame(image_id, FrameKind.BLOCK, block, raw, raw_digest, codec, payload)
+    codec: Codec
+    payload: bytes | memoryview
+    difference = _encode_difference(raw, older) if older is not None else None
+    if difference is not None and len(difference[1]) <= len(raw) // _CLEARLY_SMALLER:
+        codec, payload = difference
+    else:
+        codec, payload = encode(raw, level)
+        if difference is not None and len(difference[1]) < len(payload):
+            codec, payload = difference
+    frame = _frame(image_id, FrameKind.BLOCK, block, len(raw), raw_digest, codec, payload)
     return EncodedBlock(block, raw_digest, len(raw), frame)
 
 
-def _encode_difference(raw: bytes, older: OlderBlock) -> tuple[Codec, bytes]:
+def _encode_difference(raw: bytes | memoryview, older: OlderBlock) -> tuple[Codec, bytes]:
     return Codec.DELTA, pack_record(older.record) + encode_delta(raw, older.raw)
 
 
 def _frame(
-    image_id: bytes, kind: FrameKind, number: int, raw: bytes, raw_digest: bytes, codec: Codec, payload: bytes
+    image_id: bytes,
+    kind: FrameKind,
+    number: int,
+    raw_length: int,
+    raw_digest: bytes,
+    codec: Codec,
+    payload: bytes | memoryview,
 ) -> bytes:
-    header = FrameHeader(kind, codec, len(payload), len(raw), number, image_id, raw_digest)
+    header = FrameHeader(kind, codec, len(payload), raw_length, number, image_id, raw_digest)
     return pack_frame(header, payload)
 
 
 class NativeWriter:
     """Appends blocks in ascending order and publishes the image at the end. One thread.
 
-    Blocks neither written nor filled are inherited from ``parent``. A block of zeros must be filled as
-    ZERO, never written, so that equal disks have equal roots.
+    Blocks neither written, referred to nor filled are inherited from ``parent``. A block of zeros must be
+    filled as ZERO, never written, so that equal disks have equal roots.
     """
 
     def __init__(
@@ -110,6 +125,10 @@ class NativeWriter:
         self._counts[State.DATA] += 1
         self._raw_bytes += encoded.raw_length
         self._stored_bytes += len(encoded.frame)
+
+    def refer(self, block: int, record: Record) -> None:
+        """Say that an older file holds a block, where no parent's index says so; in ascending order."""
+        self._builder.put(block, record)
 
     def fill(self, first: int, count: int, state: State) -> int:
         """Say what ``count`` blocks are without storing them; return how many of them that changes."""
@@ -157,13 +176,13 @@ class NativeWriter:
 
     def _append_table(self) -> int:
         raw = self._ancestors.packed
-        frame = _frame(self.image_id, FrameKind.ANCESTORS, 0, raw, digest(raw), Codec.STORED, raw)
+        frame = _frame(self.image_id, FrameKind.ANCESTORS, 0, len(raw), digest(raw), Codec.STORED, raw)
         self._target.append(frame)
         return len(frame)
 
     def _emit_page(self, level: int, page: int, raw: bytes) -> tuple[int, int]:
         number, offset = page_number(level, page), self._target.position
-        frame = _frame(self.image_id, FrameKind.PAGE, number, raw, digest(raw), *encode(raw))
+        frame = _frame(self.image_id, FrameKind.PAGE, number, len(raw), digest(raw), *encode(raw))
         self._target.append(frame)
         return offset, len(frame)
 

@@ -18,6 +18,7 @@ from imageformat.formats._stretches import StretchDevice
 from imageformat.formats.vhdx import structs
 from imageformat.formats.vhdx.disk import Blocks
 from imageformat.formats.vhdx.log import replayed
+from imageformat.formats.vhdx.writer import write_vhdx
 from imageformat.layer import ImageFormat
 
 if TYPE_CHECKING:
@@ -169,4 +170,4 @@ def _open_parent(opening: Opening, locator: bytes, line: tuple[bytes, ...], chil
     return open_parent(opening, [found.get(key, "") for key in _PARENT_PATHS], accept)
 
 
-PLUGIN = ImageFormat("vhdx", (".vhdx", ".avhdx"), probe, _open)
+PLUGIN = ImageFormat("vhdx", (".vhdx", ".avhdx"), probe, _open, write_vhdx)

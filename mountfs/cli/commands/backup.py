@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from engine.adopt import adopt
 from engine.backup import BackupOptions, BackupProgress, BackupResult, backup
 from engine.devices.backing import holds
 from engine.devices.guards import target_facts
@@ -47,10 +48,26 @@ Type = Annotated[
 Parent = Annotated[
     str | None, typer.Option("--parent", metavar="POINT", help="Build on this point instead of the last.")
 ]
+Base = Annotated[
+    Path | None,
+    typer.Option(
+        "--base",
+        metavar="FILE",
+        help="Build on an image of another tool (qcow2, VHDX, ...), which stays where it is.",
+        show_default=False,
+    ),
+]
 BlockSize = Annotated[
     int, typer.Option("--block-size", metavar="KIB", help="Of a new chain: a power of two, 4 to 4096 KiB.")
 ]
 Level = Annotated[int, typer.Option("--level", min=1, max=19, help="zstd level.")]
+WholeBlocks = Annotated[
+    bool,
+    typer.Option(
+        "--whole-blocks",
+        help="Store no differences inside blocks: larger increments, and long chains read as fast as a full.",
+    ),
+]
 RateLimit = Annotated[
     int | None,
     typer.Option("--rate-limit", min=1, metavar="MIB", help="Read at most so many MiB a second."),
@@ -61,6 +78,7 @@ EXAMPLES = """\
 mountfs backup /dev/sdb /backups            first full, then increments
 mountfs backup disk.img repo --type diff    all changes since the last full
 mountfs backup /dev/sdb2 /backups --set root --verify
+mountfs backup vm.img repo --base old.qcow2 what changed since old.qcow2
 """
 
 
@@ -72,8 +90,10 @@ def run(
     set_name: SetName = None,
     type_: Type = None,
     parent: Parent = None,
+    base: Base = None,
     block_size: BlockSize = 64,
     level: Level = DEFAULT_LEVEL,
+    whole_blocks: WholeBlocks = False,
     threads: Threads = 0,
     rate_limit: RateLimit = None,
     verify_after: Verify = False,
@@ -90,12 +110,19 @@ def run(
             type=type_,
             block_size=_block_bytes(block_size),
             level=level,
+            differences=not whole_blocks,
             threads=threads,
             any_source=set_name is not None,
         )
         opened = Repository(LocalStorage(repository.absolute()))
         try:
             parent_point = select_point(opened.image_set(name), parent) if parent is not None else None
+            if base is not None:
+                if parent is not None:
+                    raise UsageError(
+                        "an image is built on a point or on a base; use one of --parent and --base"
+                    )
+                parent_point = adopt(opened, repository.absolute(), name, base)
             limited = device if rate_limit is None else RateLimited(device, rate_limit << 20)
             result = _backup(out, limited, _origin(device), opened, name, options, parent_point)
             _show(out, opened, result, device.size)

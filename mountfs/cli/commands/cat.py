@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from imageformat.errors import UsageError
+from imageformat.repository import Access
 from mountfs.cli.command import At, PointName, command
 from mountfs.cli.images import find_node, opened_tree, parse_inner
 from mountfs.cli.render import Renderer
@@ -35,6 +36,7 @@ mountfs cat /backups/sdb:3/letter.doc:comment >comment    a named stream
 @command
 def run(
     out: Renderer,
+    access: Access,
     files: Files,
     point: PointName = None,
     at: At = None,
@@ -44,7 +46,7 @@ def run(
     """Write files from an image to standard output. Ends with an error at the first damaged block."""
     for text in files:
         name = parse_inner(text, point=point, at=at)
-        with opened_tree(name, read_ahead=True) as tree:
+        with opened_tree(name, read_ahead=True, access=access) as tree:
             node, stream = find_node(tree, name.inner)
             if node.kind is not NodeKind.FILE:
                 raise UsageError(f"{text} is a {node.kind.value}, not a file; use cp or ls")

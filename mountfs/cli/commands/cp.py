@@ -10,6 +10,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from imageformat.errors import MountfsError, UsageError
+from imageformat.repository import Access
 from imageformat.storage.local import write_error
 from mountfs.cli.command import At, PointName, command
 from mountfs.cli.images import (
@@ -63,6 +64,7 @@ mountfs cp /backups/sdb:2/etc/fstab /backups/sdb:1 out/
 @command
 def run(
     out: Renderer,
+    access: Access,
     paths: Paths,
     point: PointName = None,
     at: At = None,
@@ -96,7 +98,7 @@ def run(
     groups = [list(group) for _, group in groupby(names, key=lambda name: (name.path, name.selector))]
     if len(groups) > 1 and not os.path.isdir(target):  # noqa: PTH112 - never raises
         raise UsageError(f"{target} is not a folder; several things can only be copied into a folder")
-    copied = [_copy(out, group, Path(target), options) for group in groups]
+    copied = [_copy(out, access, group, Path(target), options) for group in groups]
     raise_first(out, [error for _, failures in copied for error in failures])
     return next((_exit_code(result) for result, _ in copied if result.failure_count), 0)
 
@@ -109,8 +111,10 @@ def make_folder(path: Path) -> None:
         raise write_error(error, path) from error
 
 
-def _copy(out: Renderer, group: list[ImageName], target: Path, options: CopyOptions) -> Copied:
-    with opened_tree(group[0], read_ahead=True) as tree:
+def _copy(
+    out: Renderer, access: Access, group: list[ImageName], target: Path, options: CopyOptions
+) -> Copied:
+    with opened_tree(group[0], read_ahead=True, access=access) as tree:
         sources: list[tuple[bytes, Node]] = []
         for name in group:
             node, stream = find_node(tree, name.inner)

@@ -13,6 +13,7 @@ import typer
 import imageformat.formats
 import imageformat.partitions
 import imageformat.storage
+import mountfs.containers
 import mountfs.drivers
 from engine.devices.inventory import list_block_devices
 from imageformat.plugins import discover
@@ -29,6 +30,7 @@ _REGISTRIES = {
     "storage": imageformat.storage,
     "partition table": imageformat.partitions,
     "driver": mountfs.drivers,
+    "container": mountfs.containers,
 }
 PROBLEM_EXIT = 1
 
@@ -97,7 +99,7 @@ def _plugins() -> Iterator[Finding]:
             types = ", ".join(sorted(getattr(record, "types", ())))
             yield Finding(f"{kind} {record.name}", "ok", types)
         for missing in found.unavailable:
-            yield Finding(f"{kind} {missing.name}", "missing", missing.reason)
+            yield Finding(f"{kind} {missing.name}", "note", f"cannot be used: {missing.reason}")
 
 
 def _fuse() -> Iterator[Finding]:

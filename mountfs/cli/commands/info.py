@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from imageformat.errors import LockedError, MountfsError
 from imageformat.layer import ImageInfo
+from imageformat.repository import Access
 from mountfs.cli.command import At, Image, PointName, command
 from mountfs.cli.images import failures_of, opened_point, parse_name, raise_first
 from mountfs.cli.render import Column, Renderer, format_size, format_time
@@ -35,21 +37,22 @@ mountfs info /backups/sdb --at 2026-11-20    the last of that day
 
 
 @command
-def run(out: Renderer, image: Image, point: PointName = None, at: At = None) -> None:
+def run(out: Renderer, access: Access, image: Image, point: PointName = None, at: At = None) -> None:
     """Show what an image is: header, chain, disk, partitions, file systems, what is stored."""
-    with opened_point(parse_name(image, point=point, at=at)) as (session, chosen):
+    name = parse_name(image, point=point, at=at)
+    with opened_point(name, access=access) as (session, chosen):
         view = session.view(chosen)
         chain = session.location.repository.chain(chosen)
         line = [chain.layer(depth).info for depth in range(chain.depth + 1)]
         tree = session.disk_tree(chosen)
         try:
-            volumes = tree.volumes()
+            volumes = tuple(tree.all_volumes())
             out.result(
                 {
                     **point_result(chosen),
                     "disk": {"size": view.size, "sector_size": view.sector_size},
                     "table": table_result(tree.table),
-                    "volumes": [volume_result(volume) for volume in volumes],
+                    "volumes": [volume_result(volume, failure) for volume, failure in volumes],
                     "chain": [info_result(info) for info in line],
                 }
             )
@@ -98,25 +101,28 @@ def _count(info: ImageInfo, name: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _show_disk(out: Renderer, tree: DiskTree, volumes: tuple[Volume, ...]) -> None:
+def _show_disk(
+    out: Renderer, tree: DiskTree, volumes: tuple[tuple[Volume, MountfsError | None], ...]
+) -> None:
     table = tree.table
     out.line("")
     scheme = "no partition table" if table.scheme == "none" else f"{table.scheme.upper()} {table.disk_id}"
-    out.table(scheme, _VOLUMES, (_volume_row(volume) for volume in volumes))
+    out.table(scheme, _VOLUMES, (_volume_row(*found) for found in volumes))
     failures = set(map(str, tree.failures()))
     for warning in table.warnings:
         if warning not in failures:
             out.warning(warning)
 
 
-def _volume_row(volume: Volume) -> tuple[str | bytes | int, ...]:
+def _volume_row(volume: Volume, failure: MountfsError | None) -> tuple[str | bytes | int, ...]:
     info, partition = volume.info, volume.partition
+    locked = " (locked)" if isinstance(failure, LockedError) else ""
     return (
-        volume.name,
-        volume.offset,
+        volume.path,
+        "" if volume.offset is None else volume.offset,
         format_size(volume.size),
         partition.type_name if partition else "",
-        info.type if info else "unknown",
+        f"{info.type}{locked}" if info else "unknown",
         info.label if info else "",
         info.uuid if info else "",
         "unreadable" if volume.failure else volume.reason or (info.note if info else ""),

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from imageformat.repository import Access
 from mountfs.cli.command import At, PointName, command
 from mountfs.cli.images import failures_of, find_node, opened_tree, parse_inner, raise_first
 from mountfs.cli.render import Column, Renderer, format_time
@@ -37,10 +38,17 @@ mountfs ls -l /backups/sdb@3:2/etc    a folder of the second partition
 
 
 @command
-def run(out: Renderer, inside: Inside, long: Long = False, point: PointName = None, at: At = None) -> None:
+def run(
+    out: Renderer,
+    access: Access,
+    inside: Inside,
+    long: Long = False,
+    point: PointName = None,
+    at: At = None,
+) -> None:
     """List a folder inside an image, without mounting anything."""
     name = parse_inner(inside, point=point, at=at)
-    with opened_tree(name) as tree:
+    with opened_tree(name, access=access) as tree:
         node, _ = find_node(tree, name.inner)
         entries = list_directory(tree, node)
         out.result({"entries": [describe(tree, entry) for entry in entries]})

@@ -11,6 +11,7 @@ import typer
 
 from imageformat.errors import FuseUnavailableError, UsageError
 from imageformat.plugins import discover
+from imageformat.repository import NO_ACCESS, Access
 from mountfs import adapters
 from mountfs.adapters import MountAdapter, MountOptions
 from mountfs.cli.command import At, PointName, command, path
@@ -54,6 +55,7 @@ mountfs mount /backups/sdb mnt --disk    only disk.img, for qemu or losetup
 @command
 def run(
     out: Renderer,
+    access: Access,
     place: Place,
     mountpoint: MountPoint,
     point: PointName = None,
@@ -85,7 +87,7 @@ def run(
     )
 
     def serve(ready: Callable[[], None]) -> None:
-        serve_tree(adapter, name, options, ready, disk_only=disk_only, capacity=cache << 20)
+        serve_tree(adapter, name, options, ready, access, disk_only=disk_only, capacity=cache << 20)
 
     facts: dict[str, object] = {"mountpoint": str(options.mountpoint), "source": options.source}
     if foreground:
@@ -127,6 +129,7 @@ def serve_tree(
     name: ImageName,
     options: MountOptions,
     ready: Callable[[], None],
+    access: Access = NO_ACCESS,
     *,
     disk_only: bool,
     capacity: int,
@@ -135,7 +138,7 @@ def serve_tree(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with Session(name.path, capacity=capacity) as session:
+    with Session(name.path, capacity=capacity, access=access) as session:
         tree = session.tree(name.selector, disk_only=disk_only)
         try:
             adapter.mount(tree, options, ready)

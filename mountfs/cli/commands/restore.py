@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -10,20 +12,21 @@ from engine.devices.guards import TargetFacts, check_target, describe, target_fa
 from engine.devices.source import open_source
 from engine.devices.target import Target, open_target
 from engine.restore import RestoreProgress, RestoreResult, restore
-from imageformat.device import BlockDevice, Slice
-from imageformat.errors import MountfsError, NotConfirmedError, NotFoundError, UsageError
-from imageformat.repository import Point
+from imageformat.device import BlockDevice
+from imageformat.errors import MountfsError, NotConfirmedError, UnsupportedVolumeError, UsageError
+from imageformat.repository import Access, Point
 from mountfs.cli.command import At, PointName, Threads, Yes, command
-from mountfs.cli.images import opened_point, parse_inner
+from mountfs.cli.images import find_node, opened_point, parse_inner
 from mountfs.cli.render import Renderer, format_duration, format_size
-from mountfs.session import Session, file_system_drivers
-from mountfs.volumes import read_layout
+from mountfs.disktree import DiskTree
+from mountfs.session import Session
+from mountfs.volumes import Openers, read_layout
 
 ImageOrPart = Annotated[
     str,
     typer.Argument(
         metavar="IMAGE[:PARTITION]",
-        help="A point, as SET@POINT or a file; with :2 only its second partition.",
+        help="A point, as SET@POINT or a file; with :2 only its second partition, with :2/1 what that holds.",
         show_default=False,
     ),
 ]
@@ -41,6 +44,7 @@ mountfs restore /backups/sdb@3:2 partition.img    only the second partition
 @command
 def run(
     out: Renderer,
+    access: Access,
     image: ImageOrPart,
     target: TargetName,
     point: PointName = None,
@@ -57,14 +61,15 @@ def run(
     name = parse_inner(image, point=point, at=at)
     if target.endswith("/"):
         raise UsageError(f"{target} names a folder; name a disk, a partition or a file")
-    with opened_point(name, read_ahead=False) as (session, chosen):
-        view = session.view(chosen)
-        part = choose_part(view, name.inner, view.sector_size)
+    with (
+        opened_point(name, read_ahead=False, access=access) as (session, chosen),
+        chosen_part(session, chosen, name.inner) as part,
+    ):
         facts = target_facts(target, image_files(session, chosen))
         check_target(facts, part.size)
         if facts.kind != "new file":
             confirm(out, facts, chosen, part.size, yes=yes)
-        opened = open_target(target, part.size, sector_size=view.sector_size, expected=facts)
+        opened = open_target(target, part.size, sector_size=session.view(chosen).sector_size, expected=facts)
         try:
             result = _restore(out, part, opened, threads, check=check)
             opened.commit()
@@ -73,27 +78,34 @@ def run(
         _tell(out, chosen, target, result)
 
 
-def choose_part(view: BlockDevice, inner: str | None, sector_size: int) -> BlockDevice:
-    """Return the whole disk, or the partition that ``inner`` names by number or folder name.
+@contextmanager
+def chosen_part(session: Session, chosen: Point, inner: str | None) -> Iterator[BlockDevice]:
+    """Open the whole disk, or the volume that ``inner`` names by numbers or folder names: ``2``, ``2/1``.
 
     Raises:
         NotFoundError: there is none of that name.
+        LockedError: it lies in a volume that is locked.
         MountfsError: the partition table cannot be read.
-        UsageError: it names something inside a partition.
+        UsageError: it names a file or a folder inside a volume.
     """
-    wanted = (inner or "").strip("/")
-    if not wanted:
-        return view
-    if "/" in wanted:
-        raise UsageError(f"'{wanted}' lies inside a partition; copy files with: mountfs cp")
-    layout = read_layout(view, file_system_drivers(), sector_size)
-    for volume in layout.volumes:
-        if wanted in {str(volume.number), volume.name.decode("utf-8", "replace")}:
-            return Slice(view, volume.offset, volume.size)
-    if layout.failure is not None:
-        raise layout.failure
-    known = ", ".join(volume.name.decode("utf-8", "replace") for volume in layout.volumes) or "none"
-    raise NotFoundError(f"the image has no partition '{wanted}'; it has: {known}")
+    if not (inner or "").strip("/"):
+        yield session.view(chosen)
+        return
+    tree = session.disk_tree(chosen)
+    try:
+        yield _device_of(tree, inner)
+    finally:
+        tree.close()
+
+
+def _device_of(tree: DiskTree, inner: str | None) -> BlockDevice:
+    node, _ = find_node(tree, inner, unlock_last=False)
+    slot = tree.slot_at(node)
+    if slot is None:
+        raise UsageError(f"'{inner}' lies inside a partition; copy files with: mountfs cp")
+    if slot.part.device is None:
+        raise UnsupportedVolumeError(f"'{inner}' has no bytes to restore: {slot.volume.reason}")
+    return slot.part.device
 
 
 def image_files(session: Session, chosen: Point) -> list[str]:
@@ -127,7 +139,7 @@ def contents(path: str) -> list[str]:
     except MountfsError:
         return []
     try:
-        layout = read_layout(device, (), device.sector_size)
+        layout = read_layout(device, Openers((), tuple), device.sector_size)
         return [
             f"{volume.name.decode('utf-8', 'replace')} ({format_size(volume.size)})"
             for volume in layout.volumes

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from imageformat.repository import Access
 from mountfs.cli.command import At, PointName, command
 from mountfs.cli.commands.ls import Inside
 from mountfs.cli.images import failures_of, find_node, opened_tree, parse_inner, raise_first
@@ -25,11 +26,18 @@ mountfs tree --depth 2 /backups/sdb
 
 
 @command
-def run(out: Renderer, inside: Inside, depth: Depth = None, point: PointName = None, at: At = None) -> None:
+def run(
+    out: Renderer,
+    access: Access,
+    inside: Inside,
+    depth: Depth = None,
+    point: PointName = None,
+    at: At = None,
+) -> None:
     """Draw everything below a folder inside an image."""
     ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
     named = parse_inner(inside, point=point, at=at)
-    with opened_tree(named) as tree:
+    with opened_tree(named, access=access) as tree:
         node, _ = find_node(tree, named.inner)
         for row in tree_rows(tree, node, depth):
             out.result({"depth": len(row.last), "note": row.note or None, **describe(tree, row.node)})

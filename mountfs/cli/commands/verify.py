@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from engine.verify import Damage, FileReport, points_of_chain, verify, worst_exit_code
-from imageformat.repository import Point
+from imageformat.repository import Access, Point
 from mountfs.cli.command import At, PointName, Threads, command
 from mountfs.cli.images import ImageName, parse_name
 from mountfs.cli.problems import causes, dependents_text
@@ -34,13 +34,20 @@ mountfs verify /backups/sdb@3    what point 3 depends on, and nothing else
 
 
 @command
-def run(out: Renderer, place: Place, point: PointName = None, at: At = None, threads: Threads = 0) -> int:
+def run(
+    out: Renderer,
+    access: Access,
+    place: Place,
+    point: PointName = None,
+    at: At = None,
+    threads: Threads = 0,
+) -> int:
     """Read every block, decode it, compare it with its checksum, and prove the links of the chain.
 
     All errors are listed, each with the place on the disk and the files that the damaged block belongs to.
     What the storage does not give is no damage: it is listed as not read, and the rest is verified.
     """
-    with Session(parse_name(place).path, read_ahead=False) as session:
+    with Session(parse_name(place).path, read_ahead=False, access=access) as session:
         points = chosen_points(session, parse_name(place, point=point, at=at))
         total = sum(chosen.size for chosen in points)
         with out.progress("verify", total) as progress:
