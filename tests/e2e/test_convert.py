@@ -61,7 +61,8 @@ def test_qemu_reads_what_was_written(tmp_path: Path, kind: str, target: str) -> 
     mountfs("verify", made)
     mountfs("convert", made, tmp_path / "back.img")
     subprocess.run(["cmp", source, tmp_path / "back.img"], check=True)
-    assert (tmp_path / "back.img").stat().st_blocks * 512 <= source.stat().st_blocks * 512 + MIB
+    touched = sum(length + 2 * MIB for _, length in places)
+    assert (tmp_path / "back.img").stat().st_blocks * 512 <= touched, "it is sparse"
 
 
 @pytest.mark.parametrize("target", ["made.qcow2", "made.vhdx", "made.img"])
@@ -106,14 +107,14 @@ class Chain:
 
 
 def points(place: Path) -> list[dict[str, object]]:
-    return mountfs("list", place, "--json").json()["sets"][0]["points"]
+    return mountfs("list", place, "--json").facts["sets"][0]["points"]
 
 
 def test_a_set_becomes_a_chain_with_every_point_and_its_time(tmp_path: Path) -> None:
     chain = Chain(tmp_path)
     mountfs("convert", tmp_path / "repo" / "s", tmp_path / "new", "--set", "t")
     old, new = points(tmp_path / "repo"), points(tmp_path / "new")
-    assert [point["time"] for point in new] == [point["time"] for point in old]
+    assert [point["created"] for point in new] == [point["created"] for point in old]
     assert [point["type"] for point in new] == ["full", "inc", "inc"]
     for number, disk in enumerate(chain.disks, 1):
         target = tmp_path / f"out{number}"
@@ -125,9 +126,9 @@ def test_a_set_becomes_a_chain_with_every_point_and_its_time(tmp_path: Path) -> 
 def test_an_interrupted_conversion_goes_on(tmp_path: Path) -> None:
     chain = Chain(tmp_path)
     mountfs("convert", tmp_path / "repo" / "s@1", tmp_path / "new", "--set", "s")
-    said = mountfs("convert", tmp_path / "repo" / "s", tmp_path / "new", "--json").json()
+    said = mountfs("convert", tmp_path / "repo" / "s", tmp_path / "new", "--json").facts
     assert said["converted"] == 2
-    assert mountfs("convert", tmp_path / "repo" / "s", tmp_path / "new", "--json").json()["converted"] == 0
+    assert mountfs("convert", tmp_path / "repo" / "s", tmp_path / "new", "--json").facts["converted"] == 0
     target = tmp_path / "out"
     mountfs("restore", f"{tmp_path}/new/s@3", target)
     assert target.read_bytes() == chain.disks[2]
@@ -156,8 +157,8 @@ def test_a_foreign_chain_becomes_a_native_one(tmp_path: Path) -> None:
         subprocess.run(command, check=True)
         mountfs("restore", f"{tmp_path}/new/vm@{number}", target)
         assert target.read_bytes() == raw.read_bytes()
-    assert [point["time"] for point in points(tmp_path / "new")] == sorted(
-        point["time"] for point in points(tmp_path / "new")
+    assert [point["created"] for point in points(tmp_path / "new")] == sorted(
+        point["created"] for point in points(tmp_path / "new")
     )
 
 
