@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imageformat.errors import AmbiguousNameError, NotFoundError, UsageError
-from imageformat.formats import listed_suffixes
+from imageformat.formats import is_listed
 from imageformat.repository import NO_ACCESS, Access, ImageSet, Point, Repository
 from imageformat.siblings import NamedFile
 from imageformat.storage.local import LocalStorage, read_error
@@ -124,9 +124,9 @@ def named_files(paths: Sequence[str]) -> tuple[NamedFile, ...]:
 
 def holds_images(folder: Path) -> bool:
     """Tell whether a folder is a set: whether image files lie directly in it."""
-    suffixes = listed_suffixes()
     try:
-        return any(path.name.lower().endswith(suffixes) and path.is_file() for path in folder.iterdir())
+        shown = (path for path in folder.iterdir() if not path.name.startswith("."))
+        return any(path.is_file() and is_listed(path.name) for path in shown)
     except OSError as error:
         raise read_error(error, folder) from error
 
