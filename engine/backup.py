@@ -262,7 +262,8 @@ def copy_blocks(
     stored: Callable[[], int],
 ) -> int:
     """Read the source once and hand what differs from ``parent`` to the writer; return how many blocks."""
-    threads = options.threads or default_threads()
+    # A worker waits for the medium while it reads: one more than there are cores keeps these busy.
+    threads = options.threads or default_threads() + 1
     geometry = writer.geometry
     longest = max(1, _JOB_BYTES // geometry.block_size)
     worker = BlockWorker(source, writer.image_id, geometry, parent, options)
