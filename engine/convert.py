@@ -1,8 +1,8 @@
 """Turning any readable image into one of another format.
 
 Into our own format a whole set is converted, point by point, each with its time; a point that is there
-already is not made again, so that an interrupted conversion goes on. Into another tool's format goes one disk
-of one point, into a file that appears when it is whole.
+already is not made again, so that an interrupted conversion goes on. Into another tool's format a disk is
+written by that format itself (`ImageFormat.write`).
 """
 
 from __future__ import annotations
@@ -12,17 +12,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from engine.backup import BackupOptions, backup
-from engine.plan import NATIVE_SUFFIX
 from imageformat.layer import ImageType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from engine.backup import BackupProgress, BackupResult
-    from imageformat.device import BlockDevice
-    from imageformat.layer import ImageInfo, WriteDisk
+    from imageformat.layer import ImageInfo
     from imageformat.repository import Point, Repository
-    from imageformat.storage import Storage
     from imageformat.view import ImageView
 
 
@@ -103,33 +100,3 @@ def _source_of(info: ImageInfo) -> str:
 def _origin(point: Point, info: ImageInfo, writer: str) -> dict[str, object]:
     kept = {key: info.details[key] for key in ("host", "model", "serial", "source") if key in info.details}
     return {"source": point.file_name, **kept, "writer": writer, "converted_from": _name_of(info)}
-
-
-def convert_disk(
-    device: BlockDevice,
-    sector_size: int,
-    write: WriteDisk,
-    storage: Storage,
-    key: str,
-    report: Callable[[int], None] = lambda _done: None,
-) -> int:
-    """Write one disk as an image of another tool; return the size of the file.
-
-    Raises:
-        DestinationError: also when a file of that name is there; nothing is replaced.
-        UsageError: the format cannot hold such a disk.
-        ImageError, ChainError: the disk cannot be read.
-    """
-    target = storage.create(key)
-    try:
-        write(device, sector_size, target, report)
-        size = target.position
-        target.commit()
-        return size
-    finally:
-        target.abort()
-
-
-def is_native(point: Point) -> bool:
-    """Tell whether a point is an image of our own format."""
-    return point.file_name.endswith(NATIVE_SUFFIX)

@@ -62,6 +62,8 @@ class Damage:
     """First byte of the disk that cannot be had; None when the damage is not about a range."""
     length: int = 0
     blame: Blame = Blame.IMAGE
+    disk: int = 0
+    """Which disk of the image ``disk_offset`` is on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +298,7 @@ def _batches(layer: ImageLayer, base: ImageLayer | None, found: list[Damage]) ->
         for piece in _pieces(layer, number, found):
             source = piece.source
             if isinstance(source, Lost):
-                found.append(_damage(source.error, piece.offset, piece.length))
+                found.append(_damage(source.error, piece.offset, piece.length, disk=number))
             elif isinstance(source, BlockRef) and source.layer in pending:
                 refs = pending[source.layer]
                 refs.append(source)
@@ -322,7 +324,7 @@ def _pieces(layer: ImageLayer, number: int, found: list[Damage]) -> Iterator[Pie
                 offset = piece.offset + piece.length
         except MountfsError as error:
             size = min(step - offset % step, disk.size - offset)
-            found.append(_damage(error, offset, size))
+            found.append(_damage(error, offset, size, disk=number))
             offset += size
 
 
@@ -362,16 +364,21 @@ def _check_singly(reference: LoadBlock, batch: _Batch) -> _Checked:
             elsewhere = True
         except MountfsError as error:
             offset = ref.offset if batch.blame is Blame.CHAIN else ref.block * block_size
-            damages.append(_damage(error, offset, ref.raw_length, blame=batch.blame))
+            damages.append(_damage(error, offset, ref.raw_length, blame=batch.blame, disk=batch.disk))
     return _Checked(batch.refs, tuple(damages), 0 if damages or elsewhere else 1)
 
 
 def _damage(
-    error: MountfsError, offset: int | None = None, length: int = 0, *, blame: Blame = Blame.IMAGE
+    error: MountfsError,
+    offset: int | None = None,
+    length: int = 0,
+    *,
+    blame: Blame = Blame.IMAGE,
+    disk: int = 0,
 ) -> Damage:
     if isinstance(error, _STORAGE_ERRORS):
         blame = Blame.STORAGE
-    return Damage(str(error), type(error).__name__, error.exit_code, offset, length, blame)
+    return Damage(str(error), type(error).__name__, error.exit_code, offset, length, blame, disk)
 
 
 def worst_exit_code(reports: Iterable[FileReport]) -> int:

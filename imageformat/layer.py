@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from imageformat.errors import MountfsError
     from imageformat.secrets import Secrets
     from imageformat.siblings import Siblings
-    from imageformat.storage import ObjectWriter
+    from imageformat.storage import Storage
 
 
 class ImageType(enum.Enum):
@@ -265,11 +265,31 @@ class Opening:
     """What may open an encrypted image."""
 
 
-WriteDisk: TypeAlias = "Callable[[BlockDevice, int, ObjectWriter, Callable[[int], None]], None]"
-"""Appends a disk with sectors of so many bytes to a new object, front to back; the caller commits it.
+@dataclass(frozen=True, slots=True)
+class DiskSource:
+    """A disk that is to be written as an image of another tool."""
 
-The last argument is told the place on the disk that was reached. Raises what the disk and the object raise,
-and `UsageError` when the format cannot hold such a disk.
+    device: BlockDevice
+    sector_size: int = 512
+    created_ns: int = 0
+    """When the picture was taken: UTC, nanoseconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenImage:
+    """What became of a disk that was written as an image of another tool."""
+
+    size: int
+    """Of all its files."""
+    notes: tuple[str, ...] = ()
+    """What the user must know of it: bytes that the format has no place for, and the like."""
+
+
+WriteDisk: TypeAlias = "Callable[[DiskSource, Storage, str, Callable[[int], None]], WrittenImage]"
+"""Writes a disk as new objects of a storage, named after the given key, each there only when all is durable.
+
+The last argument is told the place on the disk that was reached. Raises what the disk and the storage raise,
+and `UsageError` when the format cannot hold such a disk. Nothing is replaced.
 """
 
 

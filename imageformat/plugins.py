@@ -1,6 +1,7 @@
 """The one plug-in loop behind every registry.
 
-A plug-in is a module with ``PLUGIN = record``. Adding one adds a file and edits none.
+A plug-in is a module with ``PLUGIN = record``; one whose name begins with ``_`` is what plug-ins share.
+Adding one adds a file and edits none.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def discover(package: ModuleType) -> Plugins:
     available: list[Any] = []
     unavailable: list[Unavailable] = []
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda entry: entry.name):
+        if module.name.startswith("_"):
+            continue  # what plug-ins share
         try:
             loaded = importlib.import_module(f"{package.__name__}.{module.name}")
         except ImportError as error:

@@ -15,6 +15,7 @@ from imageformat.cache import BlockCache
 from imageformat.catalog import CatalogEntry, Problem, Proof, decode_catalog, encode_catalog
 from imageformat.chain import Chain
 from imageformat.errors import (
+    LockedError,
     MountfsError,
     NotFoundError,
     ParentMismatchError,
@@ -22,6 +23,7 @@ from imageformat.errors import (
     PartOfImageError,
 )
 from imageformat.formats import is_listed, open_image
+from imageformat.formats.native import PLUGIN as NATIVE
 from imageformat.layer import Ancestor, Opening
 from imageformat.lineage import Member, standings
 from imageformat.secrets import NO_SECRETS
@@ -29,6 +31,7 @@ from imageformat.siblings import Siblings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from uuid import UUID
 
     from imageformat.layer import ImageInfo, ImageLayer
     from imageformat.lineage import Standing
@@ -47,6 +50,10 @@ class Access:
 
 
 NO_ACCESS = Access()
+
+
+_NUMBERED = re.compile(r"\d{1,6}(?=[-.])")
+"""The beginning of the name of one of our own images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +88,27 @@ class Point:
         return self.key.rsplit("/", 1)[-1]
 
     @property
+    def is_foreign(self) -> bool:
+        """Whether it is an image of another tool; False when that is not known."""
+        return self.info is not None and self.info.format != NATIVE.name
+
+    @property
     def number(self) -> int:
         """Number of the point; of a file that cannot be read, the one in its name; 0 when unknown."""
         if self.info is not None:
             return self.info.number
-        match = re.match(r"\d{1,6}", self.file_name)
+        match = _NUMBERED.match(self.file_name)
         return int(match[0]) if match else 0
 
     @property
     def state(self) -> str:
-        """``verified``, ``ok`` (opens, not all was verified), ``damaged`` (was verified), or ``broken``.
+        """``verified``, ``ok`` (opens, not all was verified), ``damaged``, ``locked`` or ``broken``.
 
-        A point is worth what the worst file of its chain is worth.
+        ``damaged`` was found by a verification; ``locked`` lacks a password. A point is worth what the worst
+        file of its chain is worth.
         """
         if self.problem is not None:
-            return "broken"
+            return "locked" if self.problem.error == LockedError.__name__ else "broken"
         if self.chain_damaged:
             return "damaged"
         return "verified" if self.chain_verified else "ok"
@@ -103,7 +116,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class ImageSet:
-    """The points of one source, oldest first; files that cannot be read come last."""
+    """The points of one source, oldest first; files that cannot be read come last.
+
+    The set without a name is what lies beside the folders of a repository: images of other tools.
+    """
 
     name: str
     prefix: str
@@ -112,6 +128,12 @@ class ImageSet:
     def latest(self) -> Point | None:
         """Return the newest point that nothing is known to be wrong with."""
         return next((point for point in reversed(self.points) if point.problem is None), None)
+
+    @property
+    def is_line(self) -> bool:
+        """Whether its points are states of one source: not a folder of images that were put side by side."""
+        readable = [point for point in self.points if point.info is not None]
+        return any(not point.is_foreign for point in readable) or _is_one_line(readable)
 
 
 class Repository:
@@ -144,7 +166,7 @@ class Repository:
 
     def sets(self) -> tuple[ImageSet, ...]:
         """Look again and return every set that has at least one image file, in order of name."""
-        names = [self._only_set] if self._only_set is not None else list(self.storage.folders())
+        names = [self._only_set] if self._only_set is not None else ["", *self.storage.folders()]
         found = [self.image_set(name) for name in names]
         return tuple(entry for entry in found if entry.points)
 
@@ -167,6 +189,10 @@ class Repository:
         with self._lock:
             self._best[name] = _best_by_identity(result.points)
         return result
+
+    def beside(self) -> list[ObjectInfo]:
+        """Return the files that lie in no set: beside the folders of a repository."""
+        return self._objects("")
 
     def _objects(self, prefix: str) -> list[ObjectInfo]:
         try:
@@ -218,7 +244,7 @@ class Repository:
         return self._open(point.key, point.file_name, BlockCache(0))
 
     def _open(self, key: str, name: str, cache: BlockCache) -> ImageLayer:
-        siblings = Siblings(self.storage, key, self._access.named)
+        siblings = Siblings(*self.storage.real_place(key), self._access.named)
         return open_image(Opening(self.storage.open(key), name, cache, siblings, self._access.secrets))
 
     def chain(self, point: Point) -> Chain:
@@ -259,6 +285,20 @@ class Repository:
             self._layers.clear()
             self._replaced.clear()
         self.storage.close()
+
+
+def _is_one_line(points: Sequence[Point]) -> bool:
+    """Tell whether images of other tools are of one set, or stand on each other by the names of files."""
+    groups = {point.file_name: {point.file_name} for point in points}
+    by_set: dict[UUID, str] = {}
+    for point in points:
+        if point.info is not None:
+            parent = str(point.info.details.get("parent", "")).replace("\\", "/").rpartition("/")[2]
+            for other in (parent, by_set.setdefault(point.info.set_id, point.file_name)):
+                if other in groups and groups[other] is not groups[point.file_name]:
+                    joined = groups[other] | groups[point.file_name]
+                    groups |= dict.fromkeys(joined, joined)
+    return len({id(group) for group in groups.values()}) < 2
 
 
 def _is_part(entry: CatalogEntry) -> bool:

@@ -14,8 +14,8 @@ from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imageformat.errors import AmbiguousNameError, NotFoundError, UsageError
-from imageformat.formats import is_listed
+from imageformat.errors import AccessDeniedError, AmbiguousNameError, NotFoundError, UsageError
+from imageformat.formats import is_listed, is_ours, unlisted_suffixes
 from imageformat.repository import NO_ACCESS, Access, ImageSet, Point, Repository
 from imageformat.siblings import NamedFile
 from imageformat.storage.local import LocalStorage, read_error
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from imageformat.errors import MountfsError
 
 LATEST = "latest"
+_MOST_NAMED = 10
 _NUMBER = re.compile(r"\d{1,6}")
 _ID = re.compile(r"[0-9a-fA-F-]{4,36}")
 _COLON_FOLLOWS = re.compile(r"\d[T ]\d\d(:\d\d)?$|\d[T ][\d:.]+ ?[+-]\d\d$")
@@ -54,7 +55,10 @@ class Location:
         """
         found = self.repository.sets()
         if not found:
-            raise NotFoundError(f"{self.repository.storage.url}: there are no images here")
+            missing = NotFoundError(f"{self.repository.storage.url}: there are no images here")
+            if any(stored.key.lower().endswith(unlisted_suffixes()) for stored in self.repository.beside()):
+                missing.add_note("raw disks are no images before they are named: name the file itself")
+            raise missing
         return found
 
     def points(self) -> tuple[Point, ...]:
@@ -75,9 +79,18 @@ class Location:
             return self.points()[0]
         sets = self.sets()
         if len(sets) > 1:
-            names = ", ".join(entry.name for entry in sets)
+            names = ", ".join(place_names(sets))
             raise AmbiguousNameError(f"there are several sets here; name one of them: {names}")
         return select_point(sets[0], LATEST if selector is None else selector)
+
+
+def place_names(sets: Sequence[ImageSet]) -> list[str]:
+    """Name what lies in a repository: its sets, and the images of other tools beside them."""
+    found = []
+    for entry in sets:
+        of_others = not entry.name or (len(sets) == 1 and not entry.is_line)
+        found += [point.file_name for point in entry.points] if of_others else [entry.name]
+    return found
 
 
 def open_location(path: str, *, capacity: int | None = None, access: Access = NO_ACCESS) -> Location:
@@ -123,10 +136,28 @@ def named_files(paths: Sequence[str]) -> tuple[NamedFile, ...]:
 
 
 def holds_images(folder: Path) -> bool:
-    """Tell whether a folder is a set: whether image files lie directly in it."""
+    """Tell whether a folder is a set: whether image files lie directly in it.
+
+    A repository stays one also when images of other tools lie beside its sets.
+    """
+    return holds_own_images(folder) or (_holds(folder, is_listed) and not _is_repository(folder))
+
+
+def holds_own_images(folder: Path) -> bool:
+    """Tell whether images of our own format lie directly in a folder."""
+    return _holds(folder, is_ours)
+
+
+def _is_repository(folder: Path) -> bool:
+    with contextlib.suppress(AccessDeniedError):
+        return any(_holds(path, is_ours) for path in folder.iterdir() if path.is_dir())
+    return False
+
+
+def _holds(folder: Path, judge: Callable[[str], bool]) -> bool:
     try:
         shown = (path for path in folder.iterdir() if not path.name.startswith("."))
-        return any(path.is_file() and is_listed(path.name) for path in shown)
+        return any(path.is_file() and judge(path.name) for path in shown)
     except OSError as error:
         raise read_error(error, folder) from error
 
@@ -194,7 +225,11 @@ def select_point(image_set: ImageSet, selector: str) -> Point:
 
 def _latest(image_set: ImageSet) -> Point:
     """Return the newest point; never silently an older one because the newest is broken."""
-    newest = max(image_set.points, key=lambda point: point.number, default=None)
+    if not image_set.is_line:
+        names = [point.file_name for point in image_set.points]
+        shown = ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
+        raise AmbiguousNameError(f"there are several images here; name one of them: {shown}")
+    newest = max(image_set.points, key=_age, default=None)
     if newest is None:
         raise NotFoundError(f"set {image_set.name} has no points")
     if newest.problem is not None:
@@ -204,6 +239,10 @@ def _latest(image_set: ImageSet) -> Point:
             error.add_note(f"the newest usable point is {image_set.name}@{usable.number}")
         raise error
     return newest
+
+
+def _age(point: Point) -> tuple[int, int]:
+    return point.number, point.info.created_ns if point.info is not None else 0
 
 
 def problem_error(point: Point) -> MountfsError:
@@ -221,6 +260,11 @@ def _looks_like_time(text: str) -> bool:
 def _only(found: Sequence[Point], missing: str, selector: str) -> Point:
     if not found:
         raise NotFoundError(missing)
+    if len(found) > 1 and any(point.is_foreign for point in found):
+        names = ", ".join(point.file_name for point in found[:_MOST_NAMED])
+        raise AmbiguousNameError(
+            f"{selector} fits {len(found)} images; name the file of one of them: {names}"
+        )
     if len(found) > 1:
         raise AmbiguousNameError(f"{selector} fits {len(found)} points; use more digits of the id")
     return found[0]

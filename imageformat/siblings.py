@@ -154,7 +154,9 @@ class Siblings:
 
     def _refusal(self, name: str, key: str | None) -> AccessDeniedError | ParentMissingError:
         if key is not None and not self._storage.modified_ns(key):
-            return ParentMissingError(f"{self._key}: needs {name!r}, which is missing; put it back")
+            return ParentMissingError(
+                f"{self._key}: needs {name!r}, which is missing; put it back, or name it with --backing"
+            )
         return AccessDeniedError(
             f"{self._key}: needs {name!r}, which is no plain file in the image's own folder; "
             "if you trust the image, name that file with --backing"

@@ -29,8 +29,10 @@ MAX_NAMES = 20
 """Files listed for one damaged range."""
 
 
-def name_damage(session: Session, point: Point, ranges: Sequence[tuple[int, int]]) -> FilesByDamage:
-    """Find the files of a point that lie in damaged ranges of its disk.
+def name_damage(
+    session: Session, point: Point, ranges: Sequence[tuple[int, int]], *, disk: int = 0
+) -> FilesByDamage:
+    """Find the files of a point that lie in damaged ranges of one of its disks.
 
     A range in which no file lies is said to be metadata or free space of its volume, or outside of all. A
     file system too damaged to be walked, or a volume that is locked, gives what could be found. Never raises
@@ -39,7 +41,7 @@ def name_damage(session: Session, point: Point, ranges: Sequence[tuple[int, int]
     if not ranges or point.info is None or point.problem is not None:
         return {}
     try:
-        tree = session.disk_tree(point)
+        tree = session.disk_tree(point, disk=disk)
     except MountfsError:
         return {}
     try:

@@ -34,11 +34,19 @@ LATEST_LINK = b"latest"
 
 
 def point_name(point: Point) -> str:
-    """Return the folder name of a point in a mount: number, type and time in UTC."""
-    if point.info is None:
+    """Return the folder name of a point in a mount: number, type and time in UTC.
+
+    An image of another tool has the name of its file, which people know, and which no other has.
+    """
+    if point.info is None or point.is_foreign:
         return point.file_name
     moment = datetime.fromtimestamp(point.info.created_ns // 1_000_000_000, UTC)
     return f"{point.info.number:04d}-{point.info.type.value}-{moment:%Y-%m-%dT%H%M%S}Z"
+
+
+def disk_name(number: int) -> bytes:
+    """Return the folder name of a disk of an image that has several; ``--disk`` takes the same number."""
+    return b"disk%d" % number
 
 
 def file_system_drivers() -> tuple[FileSystemDriver, ...]:
@@ -111,39 +119,57 @@ class Session:
         """
         location = self.location
         if selector is not None or location.key is not None:
-            point = location.point(selector)
-            return self.disk_only(point) if disk_only else self.disk_tree(point)
+            return self._point_tree(location.point(selector), disk_only=disk_only)
         location.sets()
         if location.set_name is not None:
             return self._set_tree(location.set_name, disk_only=disk_only)
         return FolderTree(lambda: self._set_entries(disk_only=disk_only))
 
     def _set_entries(self, *, disk_only: bool) -> Mapping[bytes, Entry]:
-        return {
-            image_set.name.encode(): Entry(
-                open=partial(self._set_tree, image_set.name, disk_only=disk_only),
-                mtime_ns=_newest_ns(image_set),
-            )
-            for image_set in self.location.repository.sets()
-        }
+        entries: dict[bytes, Entry] = {}
+        for image_set in self.location.repository.sets():
+            if image_set.name:
+                entries[os.fsencode(image_set.name)] = Entry(
+                    open=partial(self._set_tree, image_set.name, disk_only=disk_only),
+                    mtime_ns=_newest_ns(image_set),
+                )
+            else:
+                entries |= self._points_of(image_set, disk_only=disk_only)
+        return entries
 
     def _set_tree(self, name: str, *, disk_only: bool) -> FileTree:
         return FolderTree(lambda: self._point_entries(name, disk_only=disk_only))
 
     def _point_entries(self, name: str, *, disk_only: bool) -> Mapping[bytes, Entry]:
         image_set = self.location.repository.image_set(name)
-        entries = {
-            point_name(point).encode(): Entry(
-                open=partial(self.disk_only if disk_only else self.disk_tree, point),
+        entries = self._points_of(image_set, disk_only=disk_only)
+        latest = image_set.latest() if image_set.is_line else None
+        if latest is not None:
+            link = os.fsencode(point_name(latest))
+            entries[LATEST_LINK] = Entry(link=link, mtime_ns=_newest_ns(image_set))
+        return entries
+
+    def _points_of(self, image_set: ImageSet, *, disk_only: bool) -> dict[bytes, Entry]:
+        return {
+            os.fsencode(point_name(point)): Entry(
+                open=partial(self._point_tree, point, disk_only=disk_only),
                 mtime_ns=point.info.created_ns if point.info else 0,
                 identity=_identity(point),
             )
             for point in image_set.points
         }
-        latest = image_set.latest()
-        if latest is not None:
-            entries[LATEST_LINK] = Entry(link=point_name(latest).encode(), mtime_ns=_newest_ns(image_set))
-        return entries
+
+    def _point_tree(self, point: Point, *, disk_only: bool) -> FileTree:
+        """Open a point as a mount shows it: its disk, or a folder for each when it has several."""
+        open_disk = self.disk_only if disk_only else self.disk_tree
+        if point.info is None or len(point.info.disks) == 1:
+            return open_disk(point)
+        time_ns = point.info.created_ns
+        entries = {
+            disk_name(number): Entry(open=partial(open_disk, point, disk=number), mtime_ns=time_ns)
+            for number in range(len(point.info.disks))
+        }
+        return FolderTree(lambda: entries)
 
     def close(self) -> None:
         """Close everything; idempotent."""

@@ -55,16 +55,26 @@ def format_of(opening: Opening) -> ImageFormat:
         if record.vague and record.probe(opening.device):
             return record
     names = ", ".join(record.name for record in known)
-    raise NotAnImageError(f"{opening.name}: not an image of a known format ({names})")
+    raise NotAnImageError(
+        f"{opening.name}: not an image of a known format ({names}); a raw disk has a name that ends in .img"
+    )
 
 
 def is_listed(name: str) -> bool:
     """Tell whether a file of that name counts as an image when a folder is looked through."""
-    if name.endswith(NATIVE.suffixes):
-        return True
-    return name.lower().endswith(listed_suffixes())
+    return is_ours(name) or name.lower().endswith(listed_suffixes())
+
+
+def is_ours(name: str) -> bool:
+    """Tell whether a file of that name is an image of our own format."""
+    return name.lower().endswith(NATIVE.suffixes)
 
 
 def listed_suffixes() -> tuple[str, ...]:
     """Return how the names of files end that count as images when a folder is looked through."""
     return tuple(suffix for record in image_formats() if record.listed for suffix in record.suffixes)
+
+
+def unlisted_suffixes() -> tuple[str, ...]:
+    """Return how the names of files end that are images only when they are named."""
+    return tuple(suffix for record in image_formats() if not record.listed for suffix in record.suffixes)

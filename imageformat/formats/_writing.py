@@ -11,11 +11,13 @@ from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.extent import ExtentKind
+from imageformat.layer import WrittenImage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from imageformat.device import BlockDevice
+    from imageformat.storage import ObjectWriter, Storage
 
 STEP = 1 << 20
 """Read and written at a time."""
@@ -26,6 +28,23 @@ class Units(NamedTuple):
 
     first: int
     length: int
+
+
+def write_object(storage: Storage, key: str, write: Callable[[ObjectWriter], None]) -> WrittenImage:
+    """Create an image that is one object, let ``write`` append it from front to back, and publish it.
+
+    Raises:
+        DestinationError: also when a file of that name is there; nothing is replaced.
+        MountfsError: what ``write`` raises; nothing is left then.
+    """
+    target = storage.create(key)
+    try:
+        write(target)
+        size = target.position
+        target.commit()
+        return WrittenImage(size)
+    finally:
+        target.abort()
 
 
 def units_with_data(device: BlockDevice, unit: int) -> Iterator[Units]:

@@ -46,6 +46,7 @@ _MARKS = (
     (0, b"XFSB"),
     (0x10040, b"_BHRfS_M"),
     (0x8001, b"CD001"),
+    (0x8001, b"BEA01"),
     (3, b"NTFS    "),
     (3, b"EXFAT   "),
     (0x400, b"\x10\x20\xf5\xf2"),
@@ -57,9 +58,10 @@ _MARKS = (
     (0, b"hsqs"),
     (0x400, b"\xe2\xe1\xf5\xe0"),
     (0x218, b"LVM2 001"),
+    (4086, b"SWAPSPACE2"),
 )
 """Where disks and volumes have their signatures: MBR, GPT (sectors of 512 and 4096), ext, XFS, btrfs,
-ISO 9660, NTFS, exFAT, F2FS, HFS+, HFSX, APFS, LUKS, BitLocker, SquashFS, EROFS, LVM."""
+ISO 9660, UDF, NTFS, exFAT, F2FS, HFS+, HFSX, APFS, LUKS, BitLocker, SquashFS, EROFS, LVM, swap."""
 
 
 class RawDisk:

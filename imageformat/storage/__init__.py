@@ -109,6 +109,13 @@ class Storage(Protocol):
         """
         ...
 
+    def real_place(self, key: str) -> tuple[Storage, str]:
+        """Return the storage and the key of the object that ``key`` leads to: its own, or where a link leads.
+
+        A link is made by the user, or for him: what an image lies beside is what lies beside its file.
+        """
+        ...
+
     def modified_ns(self, key: str) -> int:
         """Return when an object was last written: UTC, nanoseconds since 1970; 0 when that is not known."""
         ...

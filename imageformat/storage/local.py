@@ -241,6 +241,17 @@ class LocalStorage:
         except (OSError, RuntimeError, ValueError):
             return False
 
+    def real_place(self, key: str) -> tuple[LocalStorage, str]:
+        """See `Storage.real_place`."""
+        path = self._root / key
+        try:
+            if path.is_symlink():
+                place = path.resolve(strict=True)
+                return LocalStorage(place.parent), place.name
+        except (OSError, RuntimeError):
+            pass  # whoever opens it is told why
+        return self, key
+
     def modified_ns(self, key: str) -> int:
         """See `Storage.modified_ns`."""
         try:

@@ -98,6 +98,10 @@ class MemoryStorage:
         with self._lock:
             return key in self._objects and key.startswith(prefix)
 
+    def real_place(self, key: str) -> tuple[MemoryStorage, str]:
+        """See `Storage.real_place`; there are no links."""
+        return self, key
+
     def modified_ns(self, key: str) -> int:  # noqa: ARG002 (times are not kept)
         """See `Storage.modified_ns`."""
         return 0

@@ -79,6 +79,16 @@ Backing = Annotated[
         show_default=False,
     ),
 ]
+DiskNumber = Annotated[
+    int | None,
+    typer.Option(
+        "--disk",
+        min=0,
+        metavar="N",
+        help="Which disk of an image with several: 0, 1, ...",
+        show_default=False,
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before overwriting (for scripts).")]
 _ACCESS = {"password_file": PasswordFiles, "key_file": KeyFiles, "backing": Backing}
 _GIVEN = frozenset({"out", "json", "access"})

@@ -11,6 +11,7 @@ from imageformat.repository import NO_ACCESS, Access
 from imageformat.secrets import Secrets
 from imageformat.selection import split_image_path, split_selector
 from mountfs.cli.passwords import ATTEMPTS, ask, can_ask
+from mountfs.cli.render import format_size
 from mountfs.names import from_path_name
 from mountfs.session import Session
 from mountfs.tree import NodeKind
@@ -67,13 +68,31 @@ def opened_point(
         yield session, session.location.point(name.selector)
 
 
+def disk_of(point: Point, wanted: int | None) -> int:
+    """Return the number of the disk that is meant: the only one of an image, or the one that was named.
+
+    Raises:
+        UsageError: there are several, and none was named.
+        NotFoundError: there is none of that number.
+    """
+    disks = point.info.disks if point.info is not None else ()
+    if len(disks) < 2 and not wanted:
+        return 0
+    known = ", ".join(f"{number} ({format_size(disk.size)})" for number, disk in enumerate(disks))
+    if wanted is None:
+        raise UsageError(f"{point.file_name} has {len(disks)} disks; choose one with --disk: {known}")
+    if wanted >= len(disks):
+        raise NotFoundError(f"{point.file_name} has no disk {wanted}; it has: {known}")
+    return wanted
+
+
 @contextmanager
 def opened_tree(
-    name: ImageName, *, read_ahead: bool = False, access: Access = NO_ACCESS
+    name: ImageName, *, disk: int | None = None, read_ahead: bool = False, access: Access = NO_ACCESS
 ) -> Iterator[DiskTree]:
-    """Open the tree of the one point that a name means."""
+    """Open the tree of the one point that a name means, of the disk that `disk_of` chooses."""
     with opened_point(name, read_ahead=read_ahead, access=access) as (session, point):
-        tree = session.disk_tree(point)
+        tree = session.disk_tree(point, disk=disk_of(point, disk))
         try:
             yield tree
         finally:

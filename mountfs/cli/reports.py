@@ -38,11 +38,22 @@ def info_result(info: ImageInfo) -> dict[str, object]:
         "depth": info.depth,
         "stored_size": info.stored_size,
         "disks": [
-            {"size": disk.size, "block_size": disk.block_size, "sector_size": disk.sector_size}
+            {
+                "name": disk.name,
+                "size": disk.size,
+                "block_size": disk.block_size,
+                "sector_size": disk.sector_size,
+            }
             for disk in info.disks
         ],
         "details": dict(info.details),
     }
+
+
+def shown_parent(info: ImageInfo) -> str:
+    """Return the name of the file that an image of another tool stands on; empty when on none."""
+    path = str(info.details.get("parent", "")).replace("\\", "/")
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def point_result(point: Point) -> dict[str, object]:
@@ -112,6 +123,7 @@ def damage_result(damage: Damage, files: Sequence[str]) -> dict[str, object]:
     return {
         "error": damage.error,
         "message": damage.message,
+        "disk": damage.disk,
         "disk_offset": damage.disk_offset,
         "length": damage.length,
         "files": list(files),

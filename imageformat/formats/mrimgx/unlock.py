@@ -36,7 +36,7 @@ def unlock(encryption: Encryption, image_id: bytes, secrets: Secrets, name: str)
             f"1 to {MAX_ITERATIONS} are supported"
         )
     if not secrets.given_passwords:
-        raise LockedError(f"{name}: is encrypted; give its password")
+        raise LockedError(f"{name}: is encrypted; give its password with --password-file")
     for password in secrets.passwords():
         key = derive_key(password, image_id, encryption.iterations)
         if hmac.compare_digest(key_check(key), encryption.hmac):

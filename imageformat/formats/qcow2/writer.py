@@ -7,13 +7,14 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imageformat.formats._writing import padding, table_bytes, unit_bytes, units_with_data
+from imageformat.formats._writing import padding, table_bytes, unit_bytes, units_with_data, write_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from imageformat.device import BlockDevice
-    from imageformat.storage import ObjectWriter
+    from imageformat.layer import DiskSource, WrittenImage
+    from imageformat.storage import ObjectWriter, Storage
 
 _CLUSTER_BITS = 16
 _CLUSTER = 1 << _CLUSTER_BITS
@@ -38,13 +39,13 @@ class _Layout:
     total: int
 
 
-def write_qcow2(
-    device: BlockDevice,
-    sector_size: int,  # noqa: ARG001 (the format has none)
-    target: ObjectWriter,
-    report: Callable[[int], None],
-) -> None:
-    """See `ImageFormat.write`. Free space and zeros take no room; tables are all computed beforehand."""
+def write_qcow2(disk: DiskSource, storage: Storage, key: str, report: Callable[[int], None]) -> WrittenImage:
+    """See `ImageFormat.write`. Free space and zeros take no room; the format knows no size of sectors."""
+    return write_object(storage, key, lambda target: _append(disk.device, target, report))
+
+
+def _append(device: BlockDevice, target: ObjectWriter, report: Callable[[int], None]) -> None:
+    """Append the image; all tables are computed beforehand."""
     layout = _plan(device)
     target.append(_header(layout) + padding(_HEADER.size, _CLUSTER))
     _append_table(target, _refcount_table(layout))

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from imageformat.crc32c import crc32c
 from imageformat.errors import UsageError
-from imageformat.formats._writing import padding, table_bytes, unit_bytes, units_with_data
+from imageformat.formats._writing import padding, table_bytes, unit_bytes, units_with_data, write_object
 from imageformat.formats.vhdx import structs
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from imageformat.device import BlockDevice
-    from imageformat.storage import ObjectWriter
+    from imageformat.layer import DiskSource, WrittenImage
+    from imageformat.storage import ObjectWriter, Storage
 
 _MIB = structs.MIB
 _BLOCK = _MIB
@@ -32,19 +33,25 @@ _REQUIRED = 4
 _OF_DISK = 2
 
 
-def write_vhdx(
-    device: BlockDevice, sector_size: int, target: ObjectWriter, report: Callable[[int], None]
-) -> None:
-    """See `ImageFormat.write`. Free space and zeros take no room; the table is computed beforehand.
+def write_vhdx(disk: DiskSource, storage: Storage, key: str, report: Callable[[int], None]) -> WrittenImage:
+    """See `ImageFormat.write`. Free space and zeros take no room.
 
     Raises:
         UsageError: the disk is larger than 64 TiB, or no multiple of its sectors.
     """
+    device, sector_size = disk.device, disk.sector_size
     if device.size > structs.MAX_DISK_SIZE or device.size % sector_size or sector_size not in {512, 4096}:
         raise UsageError(
             "VHDX holds disks of up to 64 TiB in whole sectors of 512 or 4096 bytes; this one has "
             f"{device.size} bytes in sectors of {sector_size}"
         )
+    return write_object(storage, key, lambda target: _append(device, sector_size, target, report))
+
+
+def _append(
+    device: BlockDevice, sector_size: int, target: ObjectWriter, report: Callable[[int], None]
+) -> None:
+    """Append the image; its table is computed beforehand."""
     table = _block_table(device, sector_size)
     table_size = len(table) + len(padding(len(table), _MIB))
     target.append(_identifier())

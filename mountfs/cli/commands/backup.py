@@ -20,7 +20,7 @@ from imageformat.codec import DEFAULT_LEVEL
 from imageformat.errors import MountfsError, RepositoryInsideSourceError, UsageError
 from imageformat.layer import ImageType
 from imageformat.repository import Point, Repository
-from imageformat.selection import holds_images, select_point
+from imageformat.selection import holds_own_images, select_point
 from imageformat.storage.local import LocalStorage
 from mountfs import __version__
 from mountfs.cli.command import Threads, command, path
@@ -154,7 +154,7 @@ def check_places(device: SourceDevice, repository: Path, out: Renderer) -> None:
         raise RepositoryInsideSourceError(
             f"{repository} lies on {device.identity.path}, which is being imaged; use another disk"
         )
-    if os.path.isdir(repository) and holds_images(repository):  # noqa: PTH112 - never raises
+    if os.path.isdir(repository) and holds_own_images(repository):  # noqa: PTH112 - never raises
         raise UsageError(
             f"{repository} is a set, not a repository; name the folder above it: {repository.parent}"
         )

@@ -10,7 +10,7 @@ import typer
 
 from imageformat.errors import UsageError
 from imageformat.repository import Access
-from mountfs.cli.command import At, PointName, command
+from mountfs.cli.command import At, DiskNumber, PointName, command
 from mountfs.cli.images import find_node, opened_tree, parse_inner
 from mountfs.cli.render import Renderer
 from mountfs.cli.render.streams import written_to_output
@@ -40,13 +40,14 @@ def run(
     files: Files,
     point: PointName = None,
     at: At = None,
+    disk: DiskNumber = None,
     *,
     json: bool = False,
 ) -> None:
     """Write files from an image to standard output. Ends with an error at the first damaged block."""
     for text in files:
         name = parse_inner(text, point=point, at=at)
-        with opened_tree(name, read_ahead=True, access=access) as tree:
+        with opened_tree(name, read_ahead=True, disk=disk, access=access) as tree:
             node, stream = find_node(tree, name.inner)
             if node.kind is not NodeKind.FILE:
                 raise UsageError(f"{text} is a {node.kind.value}, not a file; use cp or ls")

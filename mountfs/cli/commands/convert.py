@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from engine.backup import BackupOptions, BackupProgress
-from engine.convert import Conversion, convert_disk, convert_points
+from engine.convert import Conversion, convert_points
 from engine.devices.guards import check_target, target_facts
 from engine.devices.target import open_target
 from engine.plan import check_set_name, set_name_for
 from engine.restore import restore
-from imageformat.errors import DestinationError, NotFoundError, UsageError
+from imageformat.errors import DestinationError, UsageError
 from imageformat.formats import image_formats
-from imageformat.layer import ImageFormat
+from imageformat.layer import DiskSource, ImageFormat, WrittenImage
 from imageformat.repository import Access, Point, Repository
+from imageformat.selection import place_names, problem_error
 from imageformat.storage.local import LocalStorage
 from imageformat.view import ImageView
 from mountfs import __version__
-from mountfs.cli.command import At, PointName, Threads, command
-from mountfs.cli.images import parse_name
+from mountfs.cli.command import At, DiskNumber, PointName, Threads, command
+from mountfs.cli.images import disk_of, parse_name
 from mountfs.cli.render import Renderer, counted, format_size
 from mountfs.cli.reports import point_result
 from mountfs.session import Session
@@ -45,13 +47,14 @@ TargetName = Annotated[
 To = Annotated[
     str | None,
     typer.Option(
-        "--to", metavar="FORMAT", help="mfi, raw, qcow2, vhdx, ...; default: by TARGET's suffix, else mfi."
+        "--to",
+        metavar="FORMAT",
+        help="mfi, raw, qcow2, vhdx, mrimgx; default: by TARGET's suffix, else mfi.",
     ),
 ]
 SetName = Annotated[
     str | None, typer.Option("--set", metavar="NAME", help="Name of the new set; default: the source's.")
 ]
-Disk = Annotated[int, typer.Option("--disk", min=0, metavar="N", help="Of an image with several disks.")]
 
 EXAMPLES = """\
 mountfs convert backup.mrimgx /backups    every point, as native images
@@ -70,13 +73,14 @@ def run(
     point: PointName = None,
     at: At = None,
     set_name: SetName = None,
-    disk: Disk = 0,
+    disk: DiskNumber = None,
     threads: Threads = 0,
 ) -> None:
     """Convert an image of any format that can be read.
 
     To mfi, every point of a set becomes a point with its time, the first in full and then what changed; a run
-    that was interrupted goes on. To any other format goes one point; its file appears when it is whole.
+    that was interrupted goes on. To any other format goes one disk of one point; its file appears when it is
+    whole. Images for Macrium Reflect X (mrimgx) are experimental.
     """
     name = parse_name(image, point=point, at=at)
     wanted = to or _format_of(target)
@@ -89,13 +93,24 @@ def run(
         if set_name is not None:
             raise UsageError("--set names a set of native images; leave it out, or use --to mfi")
         chosen = session.location.point(name.selector)
-        view = session.view(chosen, disk=disk)
+        view = session.view(chosen, disk=disk_of(chosen, disk))
         if wanted == RAW:
-            size = _to_raw(out, view, target, threads)
+            made = _to_raw(out, view, target, threads)
         else:
-            size = _to_file(out, view, _writer(wanted), Path(target))
-        out.result({"point": point_result(chosen), "target": target, "format": wanted, "size": size})
-        out.line(f"{target}: {wanted}, {format_size(size)}")
+            created_ns = chosen.info.created_ns if chosen.info else 0
+            made = _to_file(out, view, created_ns, _writer(wanted), Path(target))
+        out.result(
+            {
+                "point": point_result(chosen),
+                "target": target,
+                "format": wanted,
+                "size": made.size,
+                "notes": list(made.notes),
+            }
+        )
+        out.line(f"{target}: {wanted}, {format_size(made.size)}")
+        for note in made.notes:
+            out.warning(note)
 
 
 def _format_of(target: str) -> str:
@@ -104,7 +119,7 @@ def _format_of(target: str) -> str:
     if lower.endswith(_RAW_SUFFIXES):
         return RAW
     for record in image_formats():
-        if record.write is not None and lower.endswith(record.suffixes):
+        if lower.endswith(record.suffixes):
             return record.name
     return NATIVE
 
@@ -124,12 +139,15 @@ def _points(session: Session, selector: str | None) -> list[Point]:
         return [location.point(selector)]
     sets = location.sets()
     if len(sets) > 1:
-        names = ", ".join(entry.name for entry in sets)
+        names = ", ".join(place_names(sets))
         raise UsageError(f"there are several sets here; convert one at a time: {names}")
+    if not sets[0].is_line:
+        names = ", ".join(place_names(sets))
+        raise UsageError(f"there are several images here; convert one at a time: {names}")
     points = list(sets[0].points)
     for found in points:
         if found.problem is not None:
-            raise found.problem.to_error()
+            raise problem_error(found)
     return sorted(points, key=lambda found: (found.number, found.info.created_ns if found.info else 0))
 
 
@@ -145,24 +163,26 @@ def _to_native(
     root: Path,
     set_name: str,
     *,
-    disk: int,
+    disk: int | None,
     threads: int,
 ) -> None:
+    numbers = {point.key: disk_of(point, disk) for point in points}
+    total = sum(_size(point, numbers) for point in points)
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file; name the folder of a repository")
     repository = Repository(LocalStorage(root.absolute()))
     done: list[Conversion] = []
     try:
-        with out.progress(f"convert to {root}/{set_name}", _total(points, disk)) as progress:
+        with out.progress(f"convert to {root}/{set_name}", total) as progress:
 
             def report(point: Point, state: BackupProgress) -> None:
-                passed = sum(_size(conversion.point, disk) for conversion in done)
+                passed = sum(_size(conversion.point, numbers) for conversion in done)
                 progress.update(passed + state.done, f"point {point.number}")
 
             done.extend(
                 convert_points(
                     points,
-                    lambda point: session.view(point, disk=disk),
+                    lambda point: session.view(point, disk=numbers[point.key]),
                     repository,
                     set_name,
                     BackupOptions(threads=threads),
@@ -190,19 +210,12 @@ def _to_native(
     )
 
 
-def _size(point: Point, disk: int) -> int:
-    return point.info.disks[disk].size if point.info else 0
+def _size(point: Point, numbers: Mapping[str, int]) -> int:
+    """Return the size of the disk of a point whose number stands under its key."""
+    return point.info.disks[numbers[point.key]].size if point.info else 0
 
 
-def _total(points: list[Point], disk: int) -> int:
-    for point in points:
-        count = len(point.info.disks) if point.info else 0
-        if disk >= count:
-            raise NotFoundError(f"{point.file_name} has {counted(count, 'disk')}; there is no disk {disk}")
-    return sum(_size(point, disk) for point in points)
-
-
-def _to_raw(out: Renderer, view: ImageView, target: str, threads: int) -> int:
+def _to_raw(out: Renderer, view: ImageView, target: str, threads: int) -> WrittenImage:
     facts = target_facts(target)
     if facts.kind != "new file":
         raise DestinationError(f"{target} exists already; write over it with: mountfs restore")
@@ -214,10 +227,12 @@ def _to_raw(out: Renderer, view: ImageView, target: str, threads: int) -> int:
         opened.commit()
     finally:
         opened.abort()
-    return view.size
+    return WrittenImage(view.size)
 
 
-def _to_file(out: Renderer, view: ImageView, record: ImageFormat, target: Path) -> int:
+def _to_file(
+    out: Renderer, view: ImageView, created_ns: int, record: ImageFormat, target: Path
+) -> WrittenImage:
     if record.write is None:
         raise UsageError(f"{record.name} cannot be written here")
     storage = LocalStorage(target.absolute().parent)
@@ -226,4 +241,5 @@ def _to_file(out: Renderer, view: ImageView, record: ImageFormat, target: Path) 
         def report(done: int) -> None:
             progress.update(done, "")
 
-        return convert_disk(view, view.sector_size, record.write, storage, target.name, report)
+        source = DiskSource(view, view.sector_size, created_ns)
+        return record.write(source, storage, target.name, report)

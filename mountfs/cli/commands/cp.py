@@ -12,7 +12,7 @@ import typer
 from imageformat.errors import MountfsError, UsageError
 from imageformat.repository import Access
 from imageformat.storage.local import write_error
-from mountfs.cli.command import At, PointName, command
+from mountfs.cli.command import At, DiskNumber, PointName, command
 from mountfs.cli.images import (
     ImageName,
     failures_of,
@@ -68,6 +68,7 @@ def run(
     paths: Paths,
     point: PointName = None,
     at: At = None,
+    disk: DiskNumber = None,
     recursive: Recursive = False,  # noqa: ARG001 (always so)
     overwrite: Replace = False,
     no_owner: NoOwner = False,
@@ -98,7 +99,7 @@ def run(
     groups = [list(group) for _, group in groupby(names, key=lambda name: (name.path, name.selector))]
     if len(groups) > 1 and not os.path.isdir(target):  # noqa: PTH112 - never raises
         raise UsageError(f"{target} is not a folder; several things can only be copied into a folder")
-    copied = [_copy(out, access, group, Path(target), options) for group in groups]
+    copied = [_copy(out, access, group, disk, Path(target), options) for group in groups]
     raise_first(out, [error for _, failures in copied for error in failures])
     return next((_exit_code(result) for result, _ in copied if result.failure_count), 0)
 
@@ -112,9 +113,14 @@ def make_folder(path: Path) -> None:
 
 
 def _copy(
-    out: Renderer, access: Access, group: list[ImageName], target: Path, options: CopyOptions
+    out: Renderer,
+    access: Access,
+    group: list[ImageName],
+    disk: int | None,
+    target: Path,
+    options: CopyOptions,
 ) -> Copied:
-    with opened_tree(group[0], read_ahead=True, access=access) as tree:
+    with opened_tree(group[0], read_ahead=True, disk=disk, access=access) as tree:
         sources: list[tuple[bytes, Node]] = []
         for name in group:
             node, stream = find_node(tree, name.inner)

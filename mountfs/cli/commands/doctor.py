@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Annotated, NamedTuple
 
 import typer
@@ -16,6 +17,7 @@ import imageformat.storage
 import mountfs.containers
 import mountfs.drivers
 from engine.devices.inventory import list_block_devices
+from imageformat.layer import ImageFormat
 from imageformat.plugins import discover
 from mountfs import __version__, adapters
 from mountfs.cli.command import command
@@ -25,6 +27,10 @@ from mountfs.mounts import MountState, abort, clear_stale, list_mounts
 Fix = Annotated[bool, typer.Option("--fix", help="Detach mounts whose server died or does not answer.")]
 
 _LIBRARIES = ("zstandard", "xxhash", "cachetools", "msgspec", "mfusepy", "pytsk3", "typer", "rich")
+_OPTIONAL = {
+    "cryptography": "LUKS, BitLocker, encrypted images of other tools",
+    "lz4": "SquashFS and EROFS compressed by LZ4",
+}
 _REGISTRIES = {
     "format": imageformat.formats,
     "storage": imageformat.storage,
@@ -33,6 +39,9 @@ _REGISTRIES = {
     "container": mountfs.containers,
 }
 PROBLEM_EXIT = 1
+_WRITTEN_OTHERWISE = frozenset({"mfi", "raw"})
+"""By backup, restore and convert, not by the format itself."""
+_MOST_SUFFIXES = 8
 
 
 class Finding(NamedTuple):
@@ -90,16 +99,41 @@ def _libraries() -> Iterator[Finding]:
             yield Finding(name, "ok", version(name))
         except PackageNotFoundError:
             yield Finding(name, "missing", "", f"pip install {name}")
+    for name, purpose in _OPTIONAL.items():
+        try:
+            yield Finding(name, "ok", f"{version(name)}: {purpose}")
+        except PackageNotFoundError:
+            yield Finding(name, "note", f"not installed: {purpose}", _install(name))
+
+
+def _install(library: str) -> str:
+    """Say what to install for an optional library: an extra of this package that brings it."""
+    for line in requires("mountfs") or ():
+        found = re.match(rf"{re.escape(library)}\b.*extra == ['\"](?!dev)(\w+)", line)
+        if found:
+            return f"pip install 'mountfs[{found[1]}]'"
+    return f"pip install {library}"
 
 
 def _plugins() -> Iterator[Finding]:
     for kind, package in _REGISTRIES.items():
         found = discover(package)
         for record in found.available:
-            types = ", ".join(sorted(getattr(record, "types", ())))
-            yield Finding(f"{kind} {record.name}", "ok", types)
+            yield Finding(f"{kind} {record.name}", "ok", _abilities(record))
         for missing in found.unavailable:
-            yield Finding(f"{kind} {missing.name}", "note", f"cannot be used: {missing.reason}")
+            library = missing.reason.removeprefix("needs ").split(".")[0]
+            yield Finding(
+                f"{kind} {missing.name}", "note", f"cannot be used: needs {library}", _install(library)
+            )
+
+
+def _abilities(record: object) -> str:
+    """Say what a plug-in is for: types of volumes that it opens, or files that it reads and writes."""
+    if isinstance(record, ImageFormat):
+        verbs = "reads, writes" if record.write is not None or record.name in _WRITTEN_OTHERWISE else "reads"
+        suffixes = ", ".join(record.suffixes[:_MOST_SUFFIXES])
+        return f"{verbs}: {suffixes}{', ...' if len(record.suffixes) > _MOST_SUFFIXES else ''}"
+    return ", ".join(sorted(getattr(record, "types", ())))
 
 
 def _fuse() -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from imageformat.repository import Access
-from mountfs.cli.command import At, PointName, command
+from mountfs.cli.command import At, DiskNumber, PointName, command
 from mountfs.cli.images import failures_of, find_node, opened_tree, parse_inner, raise_first
 from mountfs.cli.render import Column, Renderer, format_time
 from mountfs.listing import LongRow, describe, list_directory, long_row
@@ -45,10 +45,11 @@ def run(
     long: Long = False,
     point: PointName = None,
     at: At = None,
+    disk: DiskNumber = None,
 ) -> None:
     """List a folder inside an image, without mounting anything."""
     name = parse_inner(inside, point=point, at=at)
-    with opened_tree(name, access=access) as tree:
+    with opened_tree(name, disk=disk, access=access) as tree:
         node, _ = find_node(tree, name.inner)
         entries = list_directory(tree, node)
         out.result({"entries": [describe(tree, entry) for entry in entries]})

@@ -14,9 +14,10 @@ from engine.devices.target import Target, open_target
 from engine.restore import RestoreProgress, RestoreResult, restore
 from imageformat.device import BlockDevice
 from imageformat.errors import MountfsError, NotConfirmedError, UnsupportedVolumeError, UsageError
+from imageformat.formats import listed_suffixes
 from imageformat.repository import Access, Point
-from mountfs.cli.command import At, PointName, Threads, Yes, command
-from mountfs.cli.images import find_node, opened_point, parse_inner
+from mountfs.cli.command import At, DiskNumber, PointName, Threads, Yes, command
+from mountfs.cli.images import disk_of, find_node, opened_point, parse_inner
 from mountfs.cli.render import Renderer, format_duration, format_size
 from mountfs.disktree import DiskTree
 from mountfs.session import Session
@@ -49,6 +50,7 @@ def run(
     target: TargetName,
     point: PointName = None,
     at: At = None,
+    disk: DiskNumber = None,
     yes: Yes = False,
     check: Check = False,
     threads: Threads = 0,
@@ -63,13 +65,13 @@ def run(
         raise UsageError(f"{target} names a folder; name a disk, a partition or a file")
     with (
         opened_point(name, read_ahead=False, access=access) as (session, chosen),
-        chosen_part(session, chosen, name.inner) as part,
+        chosen_part(session, chosen, name.inner, disk=disk_of(chosen, disk)) as (part, sector_size),
     ):
-        facts = target_facts(target, image_files(session, chosen))
+        facts = target_facts(target, image_files(session, chosen, access))
         check_target(facts, part.size)
         if facts.kind != "new file":
             confirm(out, facts, chosen, part.size, yes=yes)
-        opened = open_target(target, part.size, sector_size=session.view(chosen).sector_size, expected=facts)
+        opened = open_target(target, part.size, sector_size=sector_size, expected=facts)
         try:
             result = _restore(out, part, opened, threads, check=check)
             opened.commit()
@@ -79,8 +81,12 @@ def run(
 
 
 @contextmanager
-def chosen_part(session: Session, chosen: Point, inner: str | None) -> Iterator[BlockDevice]:
+def chosen_part(
+    session: Session, chosen: Point, inner: str | None, *, disk: int
+) -> Iterator[tuple[BlockDevice, int]]:
     """Open the whole disk, or the volume that ``inner`` names by numbers or folder names: ``2``, ``2/1``.
+
+    The second value is the size of the disk's sectors.
 
     Raises:
         NotFoundError: there is none of that name.
@@ -88,12 +94,13 @@ def chosen_part(session: Session, chosen: Point, inner: str | None) -> Iterator[
         MountfsError: the partition table cannot be read.
         UsageError: it names a file or a folder inside a volume.
     """
+    view = session.view(chosen, disk=disk)
     if not (inner or "").strip("/"):
-        yield session.view(chosen)
+        yield view, view.sector_size
         return
-    tree = session.disk_tree(chosen)
+    tree = session.disk_tree(chosen, disk=disk)
     try:
-        yield _device_of(tree, inner)
+        yield _device_of(tree, inner), view.sector_size
     finally:
         tree.close()
 
@@ -108,11 +115,22 @@ def _device_of(tree: DiskTree, inner: str | None) -> BlockDevice:
     return slot.part.device
 
 
-def image_files(session: Session, chosen: Point) -> list[str]:
-    """Return the paths of all image files of the set: a restore must not overwrite any of them."""
-    root = session.location.repository.storage.url
+def image_files(session: Session, chosen: Point, access: Access) -> list[str]:
+    """Return the paths that a restore must not overwrite.
+
+    Those are all image files of the set, and of an image of another tool what may be a part of it: files of
+    its name, files with the suffix of an image in its folder, and those that the user named for it.
+    """
+    storage = session.location.repository.storage
     image_set = session.location.repository.image_set(chosen.set_name)
-    return [f"{root}/{point.key}" for point in image_set.points]
+    keys = {point.key for point in image_set.points}
+    if chosen.is_foreign:
+        stem = chosen.file_name.split(".")[0]
+        for stored in storage.objects(image_set.prefix):
+            name = stored.key.removeprefix(image_set.prefix)
+            if name.split(".")[0] == stem or name.lower().endswith(listed_suffixes()):
+                keys.add(stored.key)
+    return [*(f"{storage.url}/{key}" for key in keys), *(named.path for named in access.named)]
 
 
 def confirm(out: Renderer, facts: TargetFacts, chosen: Point, size: int, *, yes: bool) -> None:
@@ -124,8 +142,8 @@ def confirm(out: Renderer, facts: TargetFacts, chosen: Point, size: int, *, yes:
     out.note(f"target: {describe(facts)}, {format_size(facts.size)}")
     for line in contents(facts.path):
         out.note(f"  holds {line}")
-    number = chosen.info.number if chosen.info else 0
-    question = f"overwrite it with point {number} of {chosen.set_name} ({format_size(size)})?"
+    named = chosen.file_name if chosen.is_foreign else f"point {chosen.number} of {chosen.set_name}"
+    question = f"overwrite it with {named} ({format_size(size)})?"
     if not yes and not out.confirm(question):
         raise NotConfirmedError(
             f"{facts.path} exists and was not overwritten; answer yes, or use --yes in scripts"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from imageformat.repository import Access
-from mountfs.cli.command import At, PointName, command
+from mountfs.cli.command import At, DiskNumber, PointName, command
 from mountfs.cli.commands.ls import Inside
 from mountfs.cli.images import failures_of, find_node, opened_tree, parse_inner, raise_first
 from mountfs.cli.render import Renderer
@@ -33,11 +33,12 @@ def run(
     depth: Depth = None,
     point: PointName = None,
     at: At = None,
+    disk: DiskNumber = None,
 ) -> None:
     """Draw everything below a folder inside an image."""
     ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
     named = parse_inner(inside, point=point, at=at)
-    with opened_tree(named, access=access) as tree:
+    with opened_tree(named, disk=disk, access=access) as tree:
         node, _ = find_node(tree, named.inner)
         for row in tree_rows(tree, node, depth):
             out.result({"depth": len(row.last), "note": row.note or None, **describe(tree, row.node)})

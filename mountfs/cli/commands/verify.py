@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
-from typing import Annotated
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, TypeAlias
 
 import typer
 
@@ -15,7 +15,7 @@ from mountfs.cli.images import ImageName, parse_name
 from mountfs.cli.problems import causes, dependents_text
 from mountfs.cli.render import Renderer, counted, format_size
 from mountfs.cli.reports import damage_result, point_result, show_damages
-from mountfs.damage import FilesByDamage, name_damage
+from mountfs.damage import name_damage
 from mountfs.session import Session
 
 Place = Annotated[
@@ -26,6 +26,9 @@ Place = Annotated[
         show_default=False,
     ),
 ]
+
+FilesOf: TypeAlias = Mapping[Damage, Sequence[str]]
+"""Names of the files that a damage belongs to."""
 
 EXAMPLES = """\
 mountfs verify /backups          every image
@@ -59,7 +62,7 @@ def run(
                     report=lambda state: progress.update(state.done, state.point.file_name),
                 )
             )
-        files = {report.point.key: name_damage(session, report.point, _ranges(report)) for report in reports}
+        files = {report.point.key: _named(session, report) for report in reports}
         blamed = {cause.point.key: cause for cause in causes(points)}
         victims = {point.key for cause in blamed.values() for point in cause.dependents}
         for report in reports:
@@ -88,10 +91,16 @@ def chosen_points(session: Session, name: ImageName) -> tuple[Point, ...]:
     return points_of_chain(chosen, image_set.points)
 
 
-def _ranges(report: FileReport) -> tuple[tuple[int, int], ...]:
-    return tuple(
-        (damage.disk_offset, damage.length) for damage in report.damages if damage.disk_offset is not None
-    )
+def _named(session: Session, report: FileReport) -> FilesOf:
+    """Name the files that each damage of an image belongs to."""
+    names: dict[Damage, Sequence[str]] = {}
+    placed = [damage for damage in report.damages if damage.disk_offset is not None]
+    for disk in sorted({damage.disk for damage in placed}):
+        here = [damage for damage in placed if damage.disk == disk]
+        ranges = [(damage.disk_offset or 0, damage.length) for damage in here]
+        found = name_damage(session, report.point, ranges, disk=disk)
+        names |= {damage: found.get(place, ()) for damage, place in zip(here, ranges, strict=True)}
+    return names
 
 
 def _own(report: FileReport) -> FileReport:
@@ -113,16 +122,7 @@ def _verdict(reports: Sequence[FileReport], victims: Collection[str]) -> str:
     return ", ".join(wrong) or "everything is right"
 
 
-def _named(report: FileReport, files: FilesByDamage) -> dict[Damage, Sequence[str]]:
-    return {
-        damage: files.get((damage.disk_offset, damage.length), ())
-        for damage in report.damages
-        if damage.disk_offset is not None
-    }
-
-
-def _tell_program(out: Renderer, report: FileReport, files: FilesByDamage) -> None:
-    named = _named(report, files)
+def _tell_program(out: Renderer, report: FileReport, named: FilesOf) -> None:
     out.result(
         {
             **point_result(report.point),
@@ -137,12 +137,12 @@ def _tell_program(out: Renderer, report: FileReport, files: FilesByDamage) -> No
     )
 
 
-def _tell(out: Renderer, report: FileReport, files: FilesByDamage, after: str) -> None:
+def _tell(out: Renderer, report: FileReport, named: FilesOf, after: str) -> None:
     if report.transient:
         out.warning(
             f"{report.point.key}: {report.transient} reads were wrong once: the medium may be failing"
         )
     if report.damages or report.unread:
-        show_damages(out, (report,), _named(report, files), after=after)
+        show_damages(out, (report,), named, after=after)
     elif report.point.problem is None:
         out.line(f"ok       {report.point.key}: {counted(report.blocks, 'block')}")
