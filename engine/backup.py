@@ -21,7 +21,7 @@ from engine.plan import NATIVE_SUFFIX, BackupPlan, block_runs, image_name, plan_
 from imageformat.codec import DEFAULT_LEVEL, MIN_DELTA_LENGTH, digest, zero_digest
 from imageformat.device import BlockDevice
 from imageformat.errors import ChainError, ImageError, SourceMismatchError
-from imageformat.formats.native.base import BaseBlocks, Reference, foreign_base, stands_on_foreign
+from imageformat.formats.native.foreignbase import BaseBlocks, Reference, foreign_base, stands_on_foreign
 from imageformat.formats.native.older import ParentBlocks
 from imageformat.formats.native.reader import native_layers, resolved_index
 from imageformat.formats.native.structs import (
@@ -262,7 +262,8 @@ def copy_blocks(
     stored: Callable[[], int],
 ) -> int:
     """Read the source once and hand what differs from ``parent`` to the writer; return how many blocks."""
-    threads = options.threads or default_threads()
+    # A worker waits for the medium while it reads: one more than there are cores keeps these busy.
+    threads = options.threads or default_threads() + 1
     geometry = writer.geometry
     longest = max(1, _JOB_BYTES // geometry.block_size)
     worker = BlockWorker(source, writer.image_id, geometry, parent, options)

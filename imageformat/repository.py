@@ -22,7 +22,7 @@ from imageformat.errors import (
     ParentMissingError,
     PartOfImageError,
 )
-from imageformat.formats import listed_suffixes, open_image
+from imageformat.formats import is_listed, open_image
 from imageformat.formats.native import PLUGIN as NATIVE
 from imageformat.layer import Ancestor, Opening
 from imageformat.lineage import Member, standings
@@ -174,10 +174,9 @@ class Repository:
         """Look again and return one set; without points when there is nothing."""
         prefix = f"{name}/" if name else ""
         known = decode_catalog(self.storage.load_cache(prefix))
-        suffixes = listed_suffixes()
         entries = []
         for stored in self._objects(prefix):
-            if stored.key.lower().endswith(suffixes) or stored.key == self._also:
+            if is_listed(stored.key) or stored.key == self._also:
                 entry = known.get(stored.key)
                 if entry is None or entry.fingerprint != stored.fingerprint or entry.problem:
                     entry = self._examine(stored)

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imageformat.errors import AccessDeniedError, AmbiguousNameError, NotFoundError, UsageError
-from imageformat.formats import listed_suffixes, unlisted_suffixes
-from imageformat.formats.native import PLUGIN as NATIVE
+from imageformat.formats import is_listed, is_ours, unlisted_suffixes
 from imageformat.repository import NO_ACCESS, Access, ImageSet, Point, Repository
 from imageformat.siblings import NamedFile
 from imageformat.storage.local import LocalStorage, read_error
@@ -141,25 +140,24 @@ def holds_images(folder: Path) -> bool:
 
     A repository stays one also when images of other tools lie beside its sets.
     """
-    if _holds(folder, NATIVE.suffixes):
-        return True
-    return _holds(folder, listed_suffixes()) and not _is_repository(folder)
+    return holds_own_images(folder) or (_holds(folder, is_listed) and not _is_repository(folder))
 
 
 def holds_own_images(folder: Path) -> bool:
     """Tell whether images of our own format lie directly in a folder."""
-    return _holds(folder, NATIVE.suffixes)
+    return _holds(folder, is_ours)
 
 
 def _is_repository(folder: Path) -> bool:
     with contextlib.suppress(AccessDeniedError):
-        return any(_holds(path, NATIVE.suffixes) for path in folder.iterdir() if path.is_dir())
+        return any(_holds(path, is_ours) for path in folder.iterdir() if path.is_dir())
     return False
 
 
-def _holds(folder: Path, suffixes: tuple[str, ...]) -> bool:
+def _holds(folder: Path, judge: Callable[[str], bool]) -> bool:
     try:
-        return any(path.name.lower().endswith(suffixes) and path.is_file() for path in folder.iterdir())
+        shown = (path for path in folder.iterdir() if not path.name.startswith("."))
+        return any(path.is_file() and judge(path.name) for path in shown)
     except OSError as error:
         raise read_error(error, folder) from error
 

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from imageformat.errors import NotAnImageError
+from imageformat.formats.native import PLUGIN as NATIVE
 from imageformat.plugins import discover
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def format_of(opening: Opening) -> ImageFormat:
     Raises:
         NotAnImageError: no format recognises it.
     """
+    if NATIVE.probe(opening.device):
+        return NATIVE  # most images are ours, and need no reader of any other format to be loaded
     known = image_formats()
     for record in known:
         if not record.vague and record.probe(opening.device):
@@ -55,6 +58,16 @@ def format_of(opening: Opening) -> ImageFormat:
     raise NotAnImageError(
         f"{opening.name}: not an image of a known format ({names}); a raw disk has a name that ends in .img"
     )
+
+
+def is_listed(name: str) -> bool:
+    """Tell whether a file of that name counts as an image when a folder is looked through."""
+    return is_ours(name) or name.lower().endswith(listed_suffixes())
+
+
+def is_ours(name: str) -> bool:
+    """Tell whether a file of that name is an image of our own format."""
+    return name.lower().endswith(NATIVE.suffixes)
 
 
 def listed_suffixes() -> tuple[str, ...]:

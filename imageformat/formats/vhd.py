@@ -60,6 +60,7 @@ _MAX_DISK = 1 << 50
 _MIN_BLOCK, _MAX_BLOCK = SECTOR, 256 << 20
 _NOT_ALLOCATED = 0xFFFF_FFFF
 _BITMAPS_KEPT = 1 << 18
+_SAMPLE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +266,8 @@ def _open_disk(opening: Opening, line: tuple[bytes, ...]) -> _Disk:
         }
         if not at_end:
             details["warning"] = "the footer at the end is damaged or missing; its copy was used"
-        identity = file_identity(opening, footer.content)
+        ends = _sample(opening.device, 0), _sample(opening.device, max(0, held - _SAMPLE))
+        identity = file_identity(opening, footer.content, *ends)
         if footer.kind == _FIXED:
             if held < footer.size:
                 raise IncompleteImageError(
@@ -280,6 +282,7 @@ def _open_disk(opening: Opening, line: tuple[bytes, ...]) -> _Disk:
             raise UnsupportedFeatureError(f"{opening.name}: VHD of the unknown type {footer.kind}")
         line = check_line(opening.name, footer.identity, line)
         header = _read_header(opening.name, opening.device, footer)
+        identity += header.content + _sample(opening.device, header.table_offset)
         parent = None
         if footer.kind == _DIFFERENCING:
             parent = _open_parent(opening, header, line)
@@ -289,7 +292,12 @@ def _open_disk(opening: Opening, line: tuple[bytes, ...]) -> _Disk:
             identity += parent.identity
         blocks = Blocks(opening.name, opening.device, header, parent.device if parent is not None else None)
         device = StretchDevice(footer.size, _BLOCK_SIZE, blocks.locate, stack.pop_all().close)
-        return _Disk(device, footer, identity + header.content, opening.name, details)
+        return _Disk(device, footer, identity, opening.name, details)
+
+
+def _sample(device: BlockDevice, offset: int) -> bytes:
+    """Return what is cheap to look at, to tell two states of a disk apart."""
+    return device.pread(offset, min(_SAMPLE, device.size - offset))
 
 
 def _read_header(name: str, device: BlockDevice, footer: Footer) -> Header:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from imageformat.extent import Extent
 
-MAX_OPEN = 64
+MAX_OPEN = 256
 _EXTENTS_AT_ONCE = 256
 _NONE_LEFT = frozenset({errno.EMFILE, errno.ENFILE})
 

@@ -20,8 +20,7 @@ from imageformat.errors import (
 )
 from mountfs import __version__
 from mountfs.cli import interrupts
-from mountfs.cli.command import renderer_for
-from mountfs.cli.render import OutputClosedError, run_to_exit_code
+from mountfs.cli.render import OutputClosedError, renderer_for, run_to_exit_code
 from mountfs.cli.render.streams import flush_output, written_to_output
 
 COMMANDS = {

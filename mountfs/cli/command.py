@@ -12,14 +12,10 @@ import typer
 from imageformat.repository import Access
 from imageformat.selection import named_files
 from mountfs.cli.passwords import read_secrets
-from mountfs.cli.render import make_renderer
+from mountfs.cli.render import JSON_FLAG, make_renderer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from mountfs.cli.render import Renderer
-
-JSON_FLAG = "--json"
 
 
 def path(text: str) -> Path:
@@ -141,9 +137,3 @@ def command(function: Callable[..., int | None]) -> Callable[..., int]:
     vars(run)["__signature__"] = signature.replace(parameters=parameters)
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
-
-
-def renderer_for(arguments: list[str]) -> Renderer:
-    """Return the renderer for errors of a command line that could not be parsed."""
-    flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    return make_renderer(json=JSON_FLAG in flags, verbose="-v" in flags or "--verbose" in flags)

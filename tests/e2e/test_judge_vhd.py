@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from imageformat.cache import BlockCache
+from imageformat.chain import Chain
 from imageformat.errors import (
     AccessDeniedError,
     ChainCycleError,
@@ -17,7 +19,8 @@ from imageformat.errors import (
     ParentMissingError,
     UnsupportedFeatureError,
 )
-from support.make_vhd import DIFFERENCING, FIXED, Vhd
+from imageformat.view import ImageView
+from support.make_vhd import DIFFERENCING, DYNAMIC, FIXED, Vhd
 from support.virtualdisks import (
     content_of,
     image_content,
@@ -181,11 +184,27 @@ def test_the_absolute_name_finds_the_file_beside_it(tmp_path: Path) -> None:
     layer.close()
 
 
-def test_two_states_of_a_disk_are_two_images(tmp_path: Path) -> None:
-    """Nothing in a VHD changes when its blocks are written to in place."""
+def test_two_states_of_a_disk_are_not_mixed(tmp_path: Path) -> None:
+    """Nothing in a VHD changes when its blocks are written to in place; two copies may look the same."""
+    cache, ids = BlockCache(MIB), set()
+    for name in ("a", "b"):
+        disk = Vhd(3 * BLOCK, blocks={0: b"z" * BLOCK, 1: name.encode() * BLOCK, 2: b"z" * BLOCK})
+        layer = open_layer(disk.write(tmp_path / f"{name}.vhd"))
+        view = ImageView(Chain(layer, lambda _, layer=layer: layer), cache)
+        assert view.pread(BLOCK, BLOCK) == name.encode() * BLOCK
+        ids.add(layer.info.id)
+        layer.close()
+    assert len(ids) == 1, "else this tests nothing"
+
+
+@pytest.mark.parametrize("kind", [DYNAMIC, FIXED])
+def test_states_that_differ_where_it_is_cheap_to_look_are_told_apart(kind: int, tmp_path: Path) -> None:
     ids = set()
-    for name, content in (("a.vhd", b"a"), ("b.vhd", b"b")):
-        layer = open_layer(Vhd(BLOCK, blocks={0: content * BLOCK}).write(tmp_path / name))
+    for name, content in (("a", b"a"), ("b", b"b")):
+        disk = Vhd(3 * BLOCK, kind, blocks={0: content * BLOCK, 1 + (name == "b"): content * BLOCK})
+        packed = disk.pack() if kind == DYNAMIC else content * disk.size + disk.footer()
+        (tmp_path / f"{name}.vhd").write_bytes(packed)
+        layer = open_layer(tmp_path / f"{name}.vhd")
         ids.add(layer.info.id)
         layer.close()
     assert len(ids) == 2

@@ -208,14 +208,14 @@ def test_a_part_that_is_a_link_to_elsewhere_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_two_states_of_one_disk_have_two_identities(tmp_path: Path) -> None:
+def test_two_states_of_one_disk_are_not_mixed_in_a_cache(tmp_path: Path) -> None:
     content = bytearray(noise(1, SIZE))
     for name in ("monday.raw", "tuesday.raw"):
         (tmp_path / name).write_bytes(content)
         os.utime(tmp_path / name, ns=(5, 5))
         content[SIZE // 2] ^= 1
     with opened(tmp_path / "monday.raw") as one, opened(tmp_path / "tuesday.raw") as other:
-        assert one.info.id != other.info.id
+        assert one.cache_key != other.cache_key
 
 
 def sparse(path: Path, runs: list[tuple[int, int]], size: int) -> bytes:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BROKEN_PIPE_EXIT",
+    "JSON_FLAG",
     "Cell",
     "Column",
     "OutputClosedError",
@@ -35,9 +36,13 @@ __all__ = [
     "format_size",
     "format_time",
     "make_renderer",
+    "renderer_for",
     "run_to_exit_code",
     "to_json",
 ]
+
+
+JSON_FLAG = "--json"
 
 
 def make_renderer(
@@ -77,3 +82,9 @@ def make_renderer(
         drawn=variables.get("TERM", "dumb") != "dumb",
         clock=clock,
     )
+
+
+def renderer_for(arguments: list[str]) -> Renderer:
+    """Return the renderer for errors of a command line that could not be parsed."""
+    flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return make_renderer(json=JSON_FLAG in flags, verbose="-v" in flags or "--verbose" in flags)
