@@ -99,6 +99,12 @@ if sys.platform == "win32":
     def raise_open_file_limit() -> None:
         """Allow as many as this user may have."""
 
+    def memory_size() -> int:
+        """Return the memory of this machine in bytes."""
+        kib = ctypes.c_uint64()
+        ctypes.WinDLL("kernel32").GetPhysicallyInstalledSystemMemory(ctypes.byref(kib))
+        return kib.value << 10 or sys.maxsize  # it told nothing: no reason to refuse
+
 else:
     PRIVATE = os.O_CLOEXEC
     """For every `os.open`: bytes as they are, and not for programs that are started."""
@@ -175,3 +181,7 @@ else:
         with contextlib.suppress(ValueError):
             if soft < hard:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+    def memory_size() -> int:
+        """Return the memory of this machine in bytes."""
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

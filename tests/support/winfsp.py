@@ -32,8 +32,8 @@ typedef struct { uint32_t FileAttributes; uint32_t ReparseTag; uint64_t Allocati
     uint64_t IndexNumber; uint32_t HardLinks; uint32_t EaSize; } FSP_FSCTL_FILE_INFO;
 typedef struct { uint16_t Size; FSP_FSCTL_FILE_INFO FileInfo; uint8_t Padding[24];
     uint16_t FileNameBuf[]; } FSP_FSCTL_DIR_INFO;
-typedef struct { uint16_t Size; uint64_t StreamSize; uint64_t StreamAllocationSize; uint16_t StreamNameBuf[]; }
-    FSP_FSCTL_STREAM_INFO;
+typedef struct { uint16_t Size; uint64_t StreamSize; uint64_t StreamAllocationSize;
+    uint16_t StreamNameBuf[]; } FSP_FSCTL_STREAM_INFO;
 typedef struct { uint32_t Status; uintptr_t Information; } IO_STATUS_BLOCK;
 typedef struct { char unused[20]; } SECURITY_DESCRIPTOR;
 typedef struct FSP_FILE_SYSTEM { void *UserContext; } FSP_FILE_SYSTEM;
