@@ -32,6 +32,8 @@ _WINDOWS_DESCRIPTORS = 512
 if sys.platform == "win32":
     PRIVATE = os.O_BINARY | os.O_NOINHERIT
     """For every `os.open`: bytes as they are, and not for programs that are started."""
+    NO_FOLLOW = 0
+    """For `os.open`: refuse a symbolic link in the last place, where that can be asked for."""
     CAN_FORK = False
     CAN_RENAME_OPEN_FILES = False
     _cursors = threading.Lock()
@@ -99,6 +101,10 @@ if sys.platform == "win32":
     def raise_open_file_limit() -> None:
         """Allow as many as this user may have."""
 
+    def device_number(_status: os.stat_result) -> str:
+        """Return the number of a device as the kernel writes it; Windows has none."""
+        return ""
+
     def memory_size() -> int:
         """Return the memory of this machine in bytes."""
         kib = ctypes.c_uint64()
@@ -108,6 +114,8 @@ if sys.platform == "win32":
 else:
     PRIVATE = os.O_CLOEXEC
     """For every `os.open`: bytes as they are, and not for programs that are started."""
+    NO_FOLLOW = os.O_NOFOLLOW
+    """For `os.open`: refuse a symbolic link in the last place, where that can be asked for."""
     CAN_FORK = True
     CAN_RENAME_OPEN_FILES = True
 
@@ -185,3 +193,7 @@ else:
     def memory_size() -> int:
         """Return the memory of this machine in bytes."""
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    def device_number(status: os.stat_result) -> str:
+        """Return the number of a device as the kernel writes it: ``major:minor``."""
+        return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
