@@ -6,6 +6,7 @@ stand-in (support/winfsp.py): nothing here proves that a real Windows mounts it.
 
 from __future__ import annotations
 
+import os
 import signal
 import struct
 import threading
@@ -16,10 +17,13 @@ import pytest
 
 from imageformat.errors import CorruptImageError, FuseUnavailableError, MountError, MountPointError
 from mountfs.adapters import MountOptions, winfsp
+from mountfs.drivers import ext, tsk
 from mountfs.memorytree import Item, MemoryTree, folder
 from mountfs.tree import NodeKind
 from mountfs.windowsview import WindowsView
 from mountfs.winfspsession import make_operations, volume_parameters
+from support.disks import make_ext4, make_ntfs
+from support.trees import open_image
 from support.winfsp import (
     DIRECTORY_FILE,
     NON_DIRECTORY_FILE,
@@ -387,3 +391,62 @@ def test_elsewhere_it_says_what_is_missing() -> None:
     assert winfsp.unavailable() == "WinFsp mounts are made on Windows only"
     with pytest.raises(FuseUnavailableError):
         winfsp.mount(MemoryTree(TREE), MountOptions(Path("x"), "x"), lambda: None)
+
+
+def _made(folder_path: Path) -> Path:
+    """A folder with content of all sizes, deep names and links."""
+    (folder_path / "deep" / "er").mkdir(parents=True)
+    for number, size in enumerate((0, 1, 511, 4096, 70_000, 300_001)):
+        (folder_path / "deep" / f"file {number}").write_bytes(bytes(number ^ i % 251 for i in range(size)))
+    (folder_path / "deep" / "er" / "naïve ☃").write_bytes(b"snow")
+    os.utime(folder_path / "deep" / "file 4", (1_600_000_000, 1_700_000_000))
+    (folder_path / "link").symlink_to("deep/er")
+    (folder_path / "deep" / "up").symlink_to("../deep/file 3")
+    return folder_path
+
+
+def _shown(drive: Drive, path: str) -> dict[str, bytes]:
+    """Content of every file below a folder, by its path."""
+    found: dict[str, bytes] = {}
+    for entry, attributes, size in drive.open(path or "\\").listing():
+        below = f"{path}\\{entry}"
+        if entry in {".", ".."} or entry == "lost+found" or attributes & (REPARSE | SYSTEM):
+            continue
+        if attributes & DIRECTORY:
+            found |= _shown(drive, below)
+        else:
+            handle = drive.open(below)
+            found[below] = handle.read_all()
+            assert len(found[below]) == size
+            handle.close()
+    return found
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", ["ext4", "ntfs"])
+def test_a_real_volume_is_shown_as_it_was_written(kind: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    _made(source)
+    make, driver = {"ext4": (make_ext4, ext), "ntfs": (make_ntfs, tsk)}[kind]
+    image = make(tmp_path / "image", 64 << 20, populate_from=source)
+    tree = open_image(driver, image)
+    try:
+        drive = drive_of(tree, own_access_lists=True)
+        expected = {
+            "\\" + str(path.relative_to(source)).replace("/", "\\"): path.read_bytes()
+            for path in source.rglob("*")
+            if path.is_file() and not path.is_symlink() and "link" not in path.parts
+        }
+        assert _shown(drive, "") == expected
+        assert drive.open("\\link\\naïve ☃").read_all() == b"snow"
+        assert drive.open("\\DEEP\\Up").read_all() == (source / "deep" / "file 3").read_bytes()
+        info = drive.open("\\deep\\file 4").facts()
+        assert info.LastWriteTime == 1_700_000_000 * 10**7 + 116444736000000000
+        assert drive.open("\\deep").info.FileAttributes & DIRECTORY
+        stored = tree.xattrs(drive.ffi.from_handle(drive.open("\\deep\\file 4").context).entry.node)
+        access = drive.security("\\deep\\file 4", room=65536)[2]
+        assert access == stored.get("system.ntfs_acl", access)
+        assert ("system.ntfs_acl" in stored) == (kind == "ntfs")
+    finally:
+        tree.close()

@@ -196,7 +196,7 @@ class RefusedError(Exception):
 
 
 DIRECTORY_FILE, NON_DIRECTORY_FILE, OPEN_REPARSE_POINT = 0x1, 0x40, 0x200000
-_REPARSE = 0x104
+_REPARSE, _OVERFLOW = 0x104, 0x80000005
 
 
 class Drive:
@@ -247,6 +247,8 @@ class Drive:
         """As CreateFile does: links on the way and, unless it asks for the link itself, in the end."""
         for _ in range(8):
             status, found, _ = self.security(path)
+            if status == _OVERFLOW:
+                status, found, _ = self.security(path, room=65536)
             if status == _REPARSE:
                 path = self.resolve(path, found, last_too=not options & OPEN_REPARSE_POINT)
                 continue
