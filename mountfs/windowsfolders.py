@@ -48,7 +48,7 @@ class Step(NamedTuple):
     @property
     def is_up(self) -> bool:
         """Whether it leads to the folder above."""
-        return self.name is None and self.raw == b".."
+        return self.name == ".." or (self.name is None and self.raw == b"..")
 
 
 @dataclass(frozen=True, slots=True)

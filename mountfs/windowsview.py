@@ -213,7 +213,7 @@ class WindowsView:
         """
         names, stream_name = _split_stream(path)
         found, missing = self._follow(
-            [Step(name) for name in names], (self._folders.root(),), last_too=last_too
+            [Step(name) for name in names if name != "."], (self._folders.root(),), last_too=last_too
         )
         text = "".join(f"\\{entry.shown}" for entry in found[1:]) + (f"\\{missing}" if missing else "")
         if stream_name is not None:
