@@ -29,6 +29,7 @@ lint: venv ## Check style, types, imports and the layout of the repository
 	@.venv/bin/python -m ruff check .
 	@.venv/bin/python -m ruff format --check .
 	@.venv/bin/python -m mypy
+	@.venv/bin/python -m mypy --config-file .ci/mypy-windows.ini
 	@.venv/bin/lint-imports
 	@.venv/bin/python .ci/layout.py
 

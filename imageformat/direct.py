@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import threading
 from stat import S_ISBLK
+
+from imageformat import system
 
 ALIGNMENT = 4096
 """Of offset, length and memory; no disk asks for more."""
@@ -48,7 +51,7 @@ class DirectFile:
         if self._fd < 0 or size < _MIN_READ or offset % ALIGNMENT:
             return False
         try:
-            return os.preadv(self._fd, [memory], offset) >= size
+            return system.preadv(self._fd, memory, offset) >= size
         except OSError:
             return False
 
@@ -60,7 +63,7 @@ class DirectFile:
         with self._memory.of(size) as memory:
             memory[:] = data[:size]
             try:
-                done = os.pwrite(self._fd, memory, offset)
+                done = system.pwrite(self._fd, memory, offset)
             except OSError:
                 return 0
         return done - done % ALIGNMENT
@@ -72,12 +75,20 @@ class DirectFile:
             os.close(fd)
 
 
-def _reopen(fd: int, mode: int) -> int:
-    """Open the very same file once more; -1 where that, or direct access, cannot be."""
-    status = os.fstat(fd)
-    if not S_ISBLK(status.st_mode) and not os.major(status.st_dev):
+if sys.platform == "win32":
+
+    def _reopen(_fd: int, _mode: int) -> int:
+        """Windows decides about its cache when a file is opened; -1: there is no second way to it."""
         return -1
-    try:
-        return os.open(f"/proc/self/fd/{fd}", mode | os.O_CLOEXEC | os.O_DIRECT)
-    except OSError:
-        return -1
+
+else:
+
+    def _reopen(fd: int, mode: int) -> int:
+        """Open the very same file once more; -1 where that, or direct access, cannot be."""
+        status = os.fstat(fd)
+        if not S_ISBLK(status.st_mode) and not os.major(status.st_dev):
+            return -1
+        try:
+            return os.open(f"/proc/self/fd/{fd}", mode | os.O_CLOEXEC | os.O_DIRECT)
+        except OSError:
+            return -1

@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -227,6 +228,8 @@ def _absolute(path: Path) -> Path:
 
 
 def _mount_table() -> list[_Line]:
+    if sys.platform == "win32":
+        return []  # a mount of ours lasts as long as the command that made it
     text = _MOUNT_TABLE.read_text("utf-8", "surrogateescape")
     return [line for row in text.split("\n") if (line := _parse_line(row)) is not None]
 

@@ -36,6 +36,7 @@ DEVICE_XATTR = b"user.mountfs.device"
 STREAMS_XATTR = b"user.mountfs.streams"
 
 _XATTR_NAME_LIMIT = 255
+_SEEK_DATA, _SEEK_HOLE = 3, 4
 _RUN_LIMIT = 1 << 20
 _INODE_MASK = (1 << 63) - 1
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND | os.O_CREAT
@@ -205,14 +206,14 @@ class PosixView:
         file = self._files[handle]
         if offset < 0 or offset >= file.size:
             raise _os_error(errno.ENXIO)
-        if whence not in {os.SEEK_DATA, os.SEEK_HOLE}:
+        if whence not in {_SEEK_DATA, _SEEK_HOLE}:
             raise _os_error(errno.EINVAL)
         if file.runs is None:
             file.runs = self._data_runs(file)
         starts, ends = file.runs
         index = bisect_right(starts, offset) - 1
         inside = index >= 0 and offset < ends[index]
-        if whence == os.SEEK_HOLE:
+        if whence == _SEEK_HOLE:
             return ends[index] if inside else offset
         if inside:
             return offset

@@ -1,12 +1,15 @@
-"""The few Linux calls on block devices and files that Python's ``os`` does not offer."""
+"""The few Linux calls on block devices and files that Python's ``os`` does not offer.
+
+Where there is no Linux, none of them is offered, and what is optional is left undone.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import struct
+import sys
 from typing import Final
 
 _BLKROGET: Final = 0x125E
@@ -20,10 +23,25 @@ _FALLOC_KEEP_SIZE_PUNCH_HOLE: Final = 0x01 | 0x02
 
 _NOT_OFFERED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.ENODEV})
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
-_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong)
-_fallocate.restype = ctypes.c_int
+if sys.platform == "win32":
+
+    def _ioctl(_fd: int, _request: int, _argument: int | bytes) -> int | bytes:
+        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+
+    def _fallocate(_fd: int, _mode: int, _offset: int, _length: int) -> int:
+        ctypes.set_errno(errno.ENOSYS)
+        return -1
+
+else:
+    import fcntl
+
+    _libc = ctypes.CDLL(None, use_errno=True)
+    _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
+    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong)
+    _fallocate.restype = ctypes.c_int
+
+    def _ioctl(fd: int, request: int, argument: int | bytes) -> int | bytes:
+        return fcntl.ioctl(fd, request, argument)
 
 
 def sector_size(fd: int) -> int:
@@ -42,8 +60,8 @@ def is_read_only(fd: int) -> bool:
 
 
 def _read_int(fd: int, request: int) -> int:
-    answer = fcntl.ioctl(fd, request, bytes(4))
-    return int(struct.unpack("I", answer)[0])
+    answer = _ioctl(fd, request, bytes(4))
+    return int(struct.unpack("I", answer)[0]) if isinstance(answer, bytes) else 0
 
 
 def device_size(fd: int) -> int:
@@ -63,7 +81,7 @@ def reread_partitions(fd: int) -> bool:
 
 def _offered(fd: int, request: int, argument: int) -> bool:
     try:
-        fcntl.ioctl(fd, request, argument)
+        _ioctl(fd, request, argument)
     except OSError as error:
         if error.errno in _NOT_OFFERED | {errno.EACCES, errno.EPERM, errno.EBUSY}:
             return False
@@ -89,7 +107,7 @@ def punch_hole(fd: int, offset: int, length: int) -> bool:
 def zero_out(fd: int, offset: int, length: int) -> bool:
     """Let the kernel write zeros to a range of whole sectors; False when the device does not offer that."""
     try:
-        fcntl.ioctl(fd, _BLKZEROOUT, struct.pack("QQ", offset, length))
+        _ioctl(fd, _BLKZEROOUT, struct.pack("QQ", offset, length))
     except OSError as error:
         if error.errno in _NOT_OFFERED:
             return False

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from engine.devices import ioctl, sysfs
 from engine.devices.sysfs import LOCAL, SystemRoots
+from imageformat import system
 from imageformat.device import check_range
 from imageformat.direct import AlignedMemory, DirectFile
 from imageformat.errors import AccessDeniedError, MountfsError, NotFoundError, SourceReadError
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 DEFAULT_SECTOR_SIZE = 512
 
-_GONE = frozenset({errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM, errno.ESTALE, errno.ENOTCONN})
+_GONE = frozenset(
+    {errno.ENXIO, errno.ENODEV, getattr(errno, "ENOMEDIUM", errno.ENODEV), errno.ESTALE, errno.ENOTCONN}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ class SourceDevice:
 
     def _read_once(self, memory: memoryview, offset: int) -> int:
         try:
-            got = os.preadv(self._fd, [memory], offset)
+            got = system.preadv(self._fd, memory, offset)
         except OSError as error:
             raise self._read_error(offset, error) from error
         if not got:
@@ -146,7 +149,7 @@ def open_source(
             raise SourceReadError(
                 f"{path} is {_kind_of(status.st_mode)}: name a disk, a partition or a disk image file"
             )
-        fd = os.open(real, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(real, os.O_RDONLY | system.PRIVATE)
     except OSError as error:
         raise _open_error(path, error) from error
     try:
@@ -161,18 +164,19 @@ def _describe(fd: int, path: str, real: str, sector_size: int, roots: SystemRoot
         status = os.fstat(fd)
         size = ioctl.device_size(fd)
         if stat.S_ISREG(status.st_mode):
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            system.expect_sequential(fd)
             identity = SourceIdentity(real, "file", size)
-            return SourceDevice(fd, identity, sector_size=sector_size, block_size=max(status.st_blksize, 512))
+            block_size = max(getattr(status, "st_blksize", 0), 512)  # Windows does not tell it
+            return SourceDevice(fd, identity, sector_size=sector_size, block_size=block_size)
         if not size:
             raise SourceReadError(
                 f"{path} holds no bytes: no medium is inserted, or nothing is attached to it"
             )
         _forget_cached(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        system.expect_sequential(fd)
         return SourceDevice(
             fd,
-            _device_identity(real, size, status.st_rdev, roots),
+            _device_identity(real, size, system.device_number(status), roots),
             sector_size=ioctl.sector_size(fd),
             block_size=ioctl.physical_sector_size(fd),
         )
@@ -187,11 +191,11 @@ def _forget_cached(fd: int) -> None:
     them is in use, it would answer with what an earlier backup read, whatever was written since.
     """
     if not ioctl.drop_device_cache(fd):
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        system.drop_cache(fd, 0, 0)
 
 
-def _device_identity(real: str, size: int, rdev: int, roots: SystemRoots) -> SourceIdentity:
-    folder = sysfs.block_folder(f"{os.major(rdev)}:{os.minor(rdev)}", roots)
+def _device_identity(real: str, size: int, number: str, roots: SystemRoots) -> SourceIdentity:
+    folder = sysfs.block_folder(number, roots)
     if folder is None:
         return SourceIdentity(real, "disk", size)
     found = sysfs.hardware(folder, roots)

@@ -6,10 +6,11 @@ roots are values, so that a test can bring a machine of its own.
 
 from __future__ import annotations
 
-import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+
+from imageformat import system
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def device_number(path: str, roots: SystemRoots = LOCAL) -> str | None:
     try:
         status = name.stat()
         if stat.S_ISBLK(status.st_mode):
-            return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+            return system.device_number(status)
     except OSError:
         if roots.dev in name.parents:
             return attribute(roots.sys / "class" / "block" / name.name, "dev") or None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 import threading
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from engine.devices import ioctl
 from engine.devices.guards import TargetFacts, device_identity, file_identity, target_facts
 from engine.devices.sysfs import LOCAL, SystemRoots
+from imageformat import system
 from imageformat.device import WritableDevice, check_range
 from imageformat.direct import DirectFile
 from imageformat.errors import (
@@ -110,7 +110,7 @@ class _DescriptorDevice:
         end = offset + size
         while offset < end:
             try:
-                parts.append(os.pread(self._fd, end - offset, offset))
+                parts.append(system.pread(self._fd, end - offset, offset))
             except OSError as error:
                 raise _failure("read back", self.path, offset, error) from error
             if not parts[-1]:
@@ -135,7 +135,7 @@ class _DescriptorDevice:
         offset, view = offset + written, view[written:]
         while view:
             try:
-                done = os.pwrite(self._fd, view, offset)
+                done = system.pwrite(self._fd, view, offset)
             except OSError as error:
                 raise _failure("write", self.path, offset, error) from error
             if not done:
@@ -151,7 +151,7 @@ class _DescriptorDevice:
             if self._dirty < _PUSH:
                 return
             self._dirty_from, self._dirty = end, 0
-        os.posix_fadvise(self._fd, first, max(0, end - first), os.POSIX_FADV_DONTNEED)
+        system.drop_cache(self._fd, first, max(0, end - first))
 
     def zero(self, offset: int, size: int) -> None:
         """See `WritableDevice.zero`; never by a discard, which promises nothing."""
@@ -191,7 +191,7 @@ class _DescriptorDevice:
     def evict(self) -> None:
         """See `Target.evict`."""
         self.flush()
-        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        system.drop_cache(self._fd, 0, 0)
 
     def close(self) -> None:
         """Release the descriptor; idempotent."""
@@ -308,7 +308,7 @@ class FileTarget(_DescriptorDevice):
             if self._facts.kind == "file":
                 os.fchmod(self._fd, stat.S_IMODE(Path(self.path).stat().st_mode))
             self._part.rename(self.path)
-            _sync_folder(self._part.parent)
+            system.sync_folder(self._part.parent)
         except OSError as error:
             raise _failure("publish", self.path, None, error) from error
         super().close()
@@ -348,7 +348,7 @@ def _open_part(part: Path) -> int:
     we had the lock.
     """
     try:
-        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | system.NO_FOLLOW | system.PRIVATE, 0o600)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise DestinationError(f"{part} is a symbolic link; remove it") from error
@@ -370,7 +370,7 @@ def _open_part(part: Path) -> int:
 
 def _claim(fd: int, part: Path) -> None:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        system.lock(fd)
         status = os.fstat(fd)
         ours = file_identity(part.lstat()) == file_identity(status)
     except (BlockingIOError, FileNotFoundError):
@@ -383,21 +383,13 @@ def _claim(fd: int, part: Path) -> None:
 
 def _check_device(fd: int, facts: TargetFacts, roots: SystemRoots) -> None:
     status = os.fstat(fd)
-    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    number = system.device_number(status)
     if not stat.S_ISBLK(status.st_mode) or device_identity(number, roots) != facts.identity:
         raise TargetInUseError(
             f"{facts.path} is not the disk it was a moment ago; look again which one is meant"
         )
     if ioctl.is_read_only(fd):
         raise DestinationReadOnlyError(f"{facts.path} is read-only")
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _open_failure(path: str, error: OSError) -> MountfsError:

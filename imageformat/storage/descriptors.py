@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from imageformat import system
 from imageformat.device import check_range
 from imageformat.errors import StorageError
 from imageformat.storage.failures import read_error
@@ -106,8 +106,8 @@ class DescriptorPool:
 
 def _affordable() -> int:
     """Leave most of what the process may open to its other parts."""
-    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_OPEN if allowed == resource.RLIM_INFINITY else max(1, min(MAX_OPEN, allowed // 4))
+    allowed = system.open_file_limit()
+    return MAX_OPEN if allowed is None else max(1, min(MAX_OPEN, allowed // 4))
 
 
 class _Identity(NamedTuple):
@@ -171,9 +171,9 @@ class LocalFile:
             raise read_error(error, self._path) from error
 
     def _read(self, fd: int, offset: int, size: int) -> bytes:
-        data = os.pread(fd, size, offset)
+        data = system.pread(fd, size, offset)
         while len(data) < size:
-            more = os.pread(fd, size - len(data), offset + len(data))
+            more = system.pread(fd, size - len(data), offset + len(data))
             if not more:
                 raise StorageError(f"{self._path}: ends at {offset + len(data)}, it was cut while open")
             data += more
@@ -208,7 +208,7 @@ class LocalFile:
 
 
 def _open_known(path: Path) -> tuple[int, _Identity]:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | system.PRIVATE)
     try:
         stat = os.fstat(fd)
     except BaseException:

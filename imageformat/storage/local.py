@@ -7,15 +7,14 @@ replacing, folder fsynced: only then does `commit` return. An fsync error means 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import os
 import threading
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
 
+from imageformat import system
 from imageformat.direct import ALIGNMENT, DirectFile
 from imageformat.errors import DestinationError, SetBusyError
 from imageformat.storage import ObjectInfo, StorageScheme
@@ -35,8 +34,6 @@ _PUSH_EVERY = 16 << 20
 """Written back to the medium at a time, while the next is being made."""
 _CACHE_NAME = ".catalog.json"
 _LOCK_NAME = ".lock"
-_RENAME_NOREPLACE = 1
-_AT_FDCWD = -100
 _NOTHING_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 """A name that leads nowhere: a dangling link, links in a ring, or one removed a moment ago."""
 
@@ -53,7 +50,7 @@ class LocalObjectWriter:
         self._synced = 0
         self._pushed = 0
         try:
-            self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | system.PRIVATE, 0o666)
         except FileExistsError as error:
             raise DestinationError(f"{self._part}: another writer's unfinished file stands there") from error
         except OSError as error:
@@ -98,20 +95,20 @@ class LocalObjectWriter:
         done = self._direct.pwrite(self._flushed, view)
         try:
             while done < len(view) and (all_of_it or not done or len(view) - done >= ALIGNMENT):
-                done += os.pwrite(self._fd, view[done:], self._flushed + done)
+                done += system.pwrite(self._fd, view[done:], self._flushed + done)
                 self._push(self._flushed + done)
         finally:
             view.release()
             self._flushed += done
             del self._buffer[:done]
         if self._flushed - self._synced >= _SYNC_EVERY:
-            os.fdatasync(self._fd)
+            system.sync_data(self._fd)
             self._synced = self._flushed
 
     def _push(self, end: int) -> None:
         """Start writing back what the page cache holds."""
         if end - self._pushed >= _PUSH_EVERY:
-            os.posix_fadvise(self._fd, self._pushed, end - self._pushed, os.POSIX_FADV_DONTNEED)
+            system.drop_cache(self._fd, self._pushed, end - self._pushed)
             self._pushed = end
 
     def commit(self, check: Callable[[BlockDevice], None] | None = None) -> None:
@@ -119,17 +116,20 @@ class LocalObjectWriter:
         with self._attempt():
             self._flush(all_of_it=True)
             os.fsync(self._fd)
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            system.drop_cache(self._fd, 0, 0)
             if check is not None:
                 with contextlib.closing(LocalFile(self._part, self._pool)) as device:
                     check(device)
+            self._identity = os.fstat(self._fd)
+            if not system.CAN_RENAME_OPEN_FILES:
+                self._release()
             self._publish()
         self._close()
 
     def _publish(self) -> None:
         try:
-            _rename_new(self._part, self._final)
-            _fsync_folder(self._final.parent)
+            system.rename_new(self._part, self._final)
+            system.sync_folder(self._final.parent)
         except FileExistsError as error:
             raise DestinationError(f"{self._final}: exists already, and is never replaced") from error
         except BaseException as error:
@@ -145,7 +145,7 @@ class LocalObjectWriter:
         It is ours only if it is the very file that we wrote: an interrupt may come at any point.
         """
         try:
-            if not os.path.samestat(os.fstat(self._fd), self._final.lstat()):
+            if not os.path.samestat(self._identity, self._final.lstat()):
                 return True
             self._final.rename(self._part)
         except FileNotFoundError:
@@ -153,7 +153,7 @@ class LocalObjectWriter:
         except OSError:
             return False
         with contextlib.suppress(OSError):
-            _fsync_folder(self._final.parent)
+            system.sync_folder(self._final.parent)
         return True
 
     def abort(self) -> None:
@@ -165,33 +165,14 @@ class LocalObjectWriter:
 
     def _close(self) -> None:
         self._open = self._usable = False
+        self._release()
+
+    def _release(self) -> None:
         self._direct.close()
-        with contextlib.suppress(OSError):  # everything that counts was fsynced, or is given up
-            os.close(self._fd)
-
-
-def _rename_new(source: Path, target: Path) -> None:
-    """Rename without ever replacing: the kernel's own rule where it has one."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    renameat2 = getattr(libc, "renameat2", None)
-    if renameat2 is not None:
-        paths = os.fsencode(source), os.fsencode(target)
-        if renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_NOREPLACE) == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in {errno.ENOSYS, errno.EINVAL}:
-            raise OSError(code, os.strerror(code), str(target))
-    if os.path.lexists(target):
-        raise FileExistsError(errno.EEXIST, "exists already", str(target))
-    source.rename(target)
-
-
-def _fsync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):  # everything that counts was fsynced, or is given up
+                os.close(fd)
 
 
 class LocalStorage:
@@ -270,7 +251,7 @@ class LocalStorage:
             missing = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             for path in missing:
-                _fsync_folder(path.parent)
+                system.sync_folder(path.parent)
         except OSError as error:
             raise write_error(error, folder) from error
 
@@ -279,7 +260,7 @@ class LocalStorage:
         path = self._root / key
         try:
             path.unlink()
-            _fsync_folder(path.parent)
+            system.sync_folder(path.parent)
         except FileNotFoundError as error:
             raise read_error(error, path) from error
         except OSError as error:
@@ -291,12 +272,12 @@ class LocalStorage:
         folder = self._root / prefix
         self._make_folder(folder)
         try:
-            fd = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | system.PRIVATE, 0o666)
         except OSError as error:
             raise write_error(error, folder) from error
         try:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                system.lock(fd)
             except BlockingIOError as error:
                 raise SetBusyError(
                     f"{folder}: another mountfs is writing here; wait for it to finish"

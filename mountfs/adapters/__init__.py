@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from imageformat.plugins import discover
+from mountfs.mounts import check_mountpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +21,7 @@ class MountOptions:
     """How a tree is shown to the users of this machine."""
 
     mountpoint: Path
-    """An existing, empty folder that nothing is mounted on."""
+    """What the adapter's `place` returned: on Linux an existing, empty folder that nothing is mounted on."""
     source: str
     """Shown as the source of the mount, as in ``findmnt``: the image or repository. Any text."""
     uid: int | None = None
@@ -28,6 +32,10 @@ class MountOptions:
     """Permission bits taken away from every file; None: as in the image."""
     allow_other: bool = False
     """Let other users in, under the permissions of the files."""
+    acl: bool = False
+    """Windows: under the access lists of an NTFS volume; else everyone may read everything."""
+    size: int = 0
+    """Windows: what is shown as the size of the drive, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +60,14 @@ class MountAdapter:
         MountError: the operating system refused the mount.
         MountfsError: the top folder of the tree cannot be read.
     """
+    platforms: frozenset[str] = frozenset({"linux"})
+    """Where it can work at all, as in `sys.platform`."""
+    place: Callable[[Path], Path] = check_mountpoint
+    """Return the mount point in the form that `mount` takes, before anything is opened. Raises
+    `MountPointError` with the reason why nothing can be mounted there."""
+
+
+def adapters_here(platform: str = sys.platform) -> tuple[MountAdapter, ...]:
+    """Return the ways to mount that this kind of system has, best first; some may lack something."""
+    found: tuple[MountAdapter, ...] = discover(sys.modules[__name__]).available
+    return tuple(sorted((one for one in found if platform in one.platforms), key=lambda one: one.rank))

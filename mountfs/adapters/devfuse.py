@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from mountfs.tree import FileTree
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _PATIENCE_S = 5.0
 """How long requests that are being answered may take once the mount is to end."""
 

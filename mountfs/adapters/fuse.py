@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _LIBRARIES = ("libfuse3.so.4", "libfuse3.so.3")
 _MOUNT_FAILED = 6
 """libfuse's `fuse_main` returns 1 to 6 when it could not mount, and more when its loop ended by a signal."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def unavailable() -> str | None:

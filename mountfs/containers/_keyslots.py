@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.kdf import argon2
 
+from imageformat import system
 from imageformat.device import Slice
 from imageformat.errors import UnsupportedVolumeError, VolumeError
 from mountfs.containers._sectors import (
@@ -115,7 +115,7 @@ class Argon2:
 
 def _machine_kib() -> int:
     """Return the memory of this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 10
+    return system.memory_size() >> 10
 
 
 Derivation: TypeAlias = Pbkdf2 | Argon2

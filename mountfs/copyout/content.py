@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from imageformat import system
 from imageformat.errors import UnreadableBlockError, VolumeError
 from imageformat.extent import Extent, ExtentKind, coalesce
 
@@ -77,5 +78,5 @@ def read_exactly(tree: FileTree, node: Node, offset: int, length: int, stream: b
 def _write_at(fd: int, piece: bytes, offset: int) -> None:
     view = memoryview(piece)
     while view:
-        written = os.pwrite(fd, view, offset)
+        written = system.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written

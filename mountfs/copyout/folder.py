@@ -13,6 +13,7 @@ import secrets
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from imageformat import system
 from imageformat.errors import (
     AccessDeniedError,
     DestinationError,
@@ -31,7 +32,7 @@ _BROKEN = frozenset({errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.E
 FATAL = _FULL | _BROKEN | {errno.EROFS}
 """What the target answers to one file and would answer to all."""
 _CANNOT_LINK = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
-_FOLDER = os.O_DIRECTORY | os.O_CLOEXEC
+_FOLDER = getattr(os, "O_DIRECTORY", 0) | system.PRIVATE
 _ERRORS: dict[int, type[MountfsError]] = {
     errno.ENOSPC: DestinationFullError,
     errno.EDQUOT: DestinationFullError,

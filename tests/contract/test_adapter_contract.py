@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imageformat.errors import MountError, MountPointError
-from imageformat.plugins import discover
-from mountfs import adapters
-from mountfs.adapters import MountAdapter, MountOptions
+from mountfs.adapters import MountAdapter, MountOptions, adapters_here
 from mountfs.memorytree import Item, MemoryTree, folder
 from mountfs.mounts import clear_stale, unmount
 from support.product import mountfs
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-ADAPTERS: list[MountAdapter] = list(discover(adapters).available)
+ADAPTERS: list[MountAdapter] = sorted(adapters_here(), key=lambda adapter: adapter.name)
 
 MANY = 20_000
 LENGTH = 64 << 20

@@ -212,7 +212,7 @@ def test_somebody_elses_object_is_never_taken_back(
     writer = storage.create("set/new")
     (folder / "new").write_bytes(b"theirs")
     with monkeypatch.context() as patch:
-        patch.setattr("imageformat.storage.local._rename_new", refuse(errno.EIO))
+        patch.setattr("imageformat.system.rename_new", refuse(errno.EIO))
         with pytest.raises(DestinationError, match="cannot be written"):
             writer.commit()
     writer.abort()

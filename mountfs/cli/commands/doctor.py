@@ -19,7 +19,8 @@ import mountfs.drivers
 from engine.devices.inventory import list_block_devices
 from imageformat.layer import ImageFormat
 from imageformat.plugins import discover
-from mountfs import __version__, adapters
+from mountfs import __version__
+from mountfs.adapters import adapters_here
 from mountfs.cli.command import command
 from mountfs.cli.render import Renderer, format_size
 from mountfs.mounts import MountState, abort, clear_stale, list_mounts
@@ -137,7 +138,7 @@ def _abilities(record: object) -> str:
 
 
 def _fuse() -> Iterator[Finding]:
-    for adapter in discover(adapters).available:
+    for adapter in adapters_here():
         reason = adapter.unavailable()
         if reason is None:
             yield Finding(f"mount by {adapter.name}", "ok", "")

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from imageformat import system
 from imageformat.errors import FuseUnavailableError, UsageError
-from imageformat.plugins import discover
 from imageformat.repository import NO_ACCESS, Access
-from mountfs import adapters
-from mountfs.adapters import MountAdapter, MountOptions
+from mountfs.adapters import MountAdapter, MountOptions, adapters_here
 from mountfs.cli.command import At, PointName, command, path
 from mountfs.cli.images import ImageName, parse_name
 from mountfs.cli.render import Renderer
 from mountfs.daemon import run_in_background
-from mountfs.mounts import check_mountpoint
 from mountfs.session import Session
 
 Place = Annotated[
@@ -30,7 +27,10 @@ Place = Annotated[
     ),
 ]
 MountPoint = Annotated[
-    Path, typer.Argument(parser=path, metavar="DIR", help="An empty folder.", show_default=False)
+    Path,
+    typer.Argument(
+        parser=path, metavar="DIR", help="An empty folder; on Windows also X: or *.", show_default=False
+    ),
 ]
 DiskOnly = Annotated[bool, typer.Option("--disk", help="Show only disk.img, for losetup, qemu, testdisk ...")]
 Foreground = Annotated[bool, typer.Option("--foreground", "-f", help="Stay until unmounted or Ctrl-C.")]
@@ -40,6 +40,7 @@ Umask = Annotated[
     str | None, typer.Option("--umask", metavar="OCTAL", help="Take these permission bits from all files.")
 ]
 AllowOther = Annotated[bool, typer.Option("--allow-other", help="Let other users of this machine in.")]
+Acl = Annotated[bool, typer.Option("--acl", help="Windows: let in whom the NTFS access lists let in.")]
 AdapterName = Annotated[
     str | None, typer.Option("--adapter", metavar="NAME", help="How to mount; default: the fastest that can.")
 ]
@@ -66,6 +67,7 @@ def run(
     gid: Gid = None,
     umask: Umask = None,
     allow_other: AllowOther = False,
+    acl: Acl = False,
     adapter_name: AdapterName = None,
     cache: CacheSize = 64,
 ) -> None:
@@ -78,19 +80,20 @@ def run(
     name = parse_name(place, point=point, at=at)
     name = name._replace(path=str(Path(name.path).absolute()))
     options = MountOptions(
-        mountpoint=check_mountpoint(mountpoint),
+        mountpoint=adapter.place(mountpoint),
         source=name.path if name.selector is None else f"{name.path}@{name.selector}",
         uid=uid,
         gid=gid,
         umask=_octal(umask),
         allow_other=allow_other,
+        acl=acl,
     )
 
     def serve(ready: Callable[[], None]) -> None:
         serve_tree(adapter, name, options, ready, access, disk_only=disk_only, capacity=cache << 20)
 
     facts: dict[str, object] = {"mountpoint": str(options.mountpoint), "source": options.source}
-    if foreground:
+    if foreground or not system.CAN_FORK:
         serve(lambda: _tell(out, facts, "Ctrl-C"))
         return
     run_in_background(serve)
@@ -109,10 +112,10 @@ def fuse_adapter(name: str | None) -> MountAdapter:
         UsageError: there is none of that name.
         FuseUnavailableError: none can; what is missing, and what works without it.
     """
-    known: dict[str, MountAdapter] = {adapter.name: adapter for adapter in discover(adapters).available}
+    known: dict[str, MountAdapter] = {adapter.name: adapter for adapter in adapters_here()}
     if name is not None and name not in known:
         raise UsageError(f"--adapter {name}: known are {', '.join(sorted(known))}")
-    wanted = [known[name]] if name is not None else sorted(known.values(), key=lambda adapter: adapter.rank)
+    wanted = [known[name]] if name is not None else list(known.values())
     reasons = {}
     for adapter in wanted:
         reason = adapter.unavailable()
@@ -135,9 +138,7 @@ def serve_tree(
     capacity: int,
 ) -> None:
     """Open what was named and serve it until it is unmounted."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    system.raise_open_file_limit()
     with Session(name.path, capacity=capacity, access=access) as session:
         tree = session.tree(name.selector, disk_only=disk_only)
         try:

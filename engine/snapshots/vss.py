@@ -1,0 +1,177 @@
+r"""Shadow copies of Windows: a volume as it was at one moment, while programs go on writing to it.
+
+They are made and removed through the documented WMI class Win32_ShadowCopy, asked by PowerShell. What was
+made is written down before it is used, so that the next run removes what one that was killed left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imageformat.errors import AccessDeniedError, SourceReadError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    Runner = Callable[[str], str]
+
+TIMEOUT_S = 300
+_VOLUME = re.compile(r"(?:[A-Za-z]:\\|\\\\\?\\Volume\{[0-9A-Fa-f-]{36}\}\\)\Z")
+_ID = re.compile(r"\{[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\}\Z")
+_DEVICE = re.compile(r"\\\\\?\\GLOBALROOT\\Device\\HarddiskVolumeShadowCopy\d+\Z")
+_DENIED = 1
+_REASONS = {
+    1: "access is denied: run this as administrator",
+    2: "an argument is invalid",
+    3: "there is no such volume",
+    4: "this volume cannot have shadow copies",
+    5: "this kind of shadow copy is not supported",
+    6: "there is not enough storage for a shadow copy",
+    7: "the volume is in use",
+    8: "it has as many shadow copies as it can have",
+    9: "another shadow copy is being made: try again",
+    10: "the provider of shadow copies refused",
+    11: "the provider of shadow copies is not registered",
+    12: "the provider of shadow copies failed",
+}
+"""Return values of Win32_ShadowCopy.Create, as documented; others are unknown errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowCopy:
+    """A shadow copy that exists."""
+
+    id: str
+    device: str
+    r"""To be opened like a volume: ``\\?\GLOBALROOT\Device\HarddiskVolumeShadowCopy7``."""
+
+
+def create_script(volume: str) -> str:
+    """Return the PowerShell that makes a shadow copy and prints ReturnValue, ID and DeviceObject as JSON.
+
+    Raises:
+        UsageError: that is no volume.
+    """
+    if not _VOLUME.match(volume):
+        raise UsageError(f"{volume} is no volume: name it as C:\\")
+    return (
+        "$ErrorActionPreference='Stop';"
+        "$made=Invoke-CimMethod -ClassName Win32_ShadowCopy -MethodName Create "
+        f"-Arguments @{{Volume='{volume}';Context='ClientAccessible'}};"
+        "$copy=Get-CimInstance -ClassName Win32_ShadowCopy -Filter \"ID='$($made.ShadowID)'\";"
+        "@{ReturnValue=$made.ReturnValue;ID=$made.ShadowID;DeviceObject=$copy.DeviceObject}"
+        "|ConvertTo-Json -Compress"
+    )
+
+
+def remove_script(shadow_id: str) -> str:
+    """Return the PowerShell that removes a shadow copy; one that is gone is no error.
+
+    Raises:
+        UsageError: that is no identifier.
+    """
+    if not _ID.match(shadow_id):
+        raise UsageError(f"{shadow_id} is no identifier of a shadow copy")
+    return (
+        "$ErrorActionPreference='Stop';"
+        f"Get-CimInstance -ClassName Win32_ShadowCopy -Filter \"ID='{shadow_id}'\"|Remove-CimInstance"
+    )
+
+
+def parse_created(text: str, volume: str) -> ShadowCopy:
+    """Parse what `create_script` printed.
+
+    Raises:
+        AccessDeniedError: only administrators may.
+        SourceReadError: the reason why there is none.
+    """
+    try:
+        answer = json.loads(text)
+        code = int(answer["ReturnValue"])
+        shadow_id, device = str(answer["ID"]), str(answer["DeviceObject"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceReadError(f"no shadow copy of {volume}: the answer makes no sense") from error
+    if code == _DENIED:
+        raise AccessDeniedError(f"no shadow copy of {volume}: {_REASONS[code]}")
+    if code:
+        raise SourceReadError(f"no shadow copy of {volume}: {_REASONS.get(code, f'unknown error {code}')}")
+    if not (_ID.match(shadow_id) and _DEVICE.match(device)):
+        raise SourceReadError(f"no shadow copy of {volume}: the answer makes no sense")
+    return ShadowCopy(shadow_id, device)
+
+
+@contextmanager
+def shadow_copy(volume: str, ledger: Path, run: Runner) -> Iterator[ShadowCopy]:
+    r"""Make a shadow copy, give it, and remove it.
+
+    Args:
+        volume: ``C:\`` or ``\\?\Volume{...}\``.
+        ledger: a file of this program in which copies that exist are noted.
+        run: runs PowerShell and returns what it printed: `run_powershell`.
+
+    Raises:
+        AccessDeniedError, SourceReadError: see `parse_created`.
+        UsageError: see `create_script`.
+    """
+    made = parse_created(run(create_script(volume)), volume)
+    try:
+        _write(ledger, [*noted(ledger), made.id])
+        yield made
+    finally:
+        run(remove_script(made.id))
+        _write(ledger, [one for one in noted(ledger) if one != made.id])
+
+
+def remove_left_over(ledger: Path, run: Runner) -> list[str]:
+    """Remove what a run that was killed left behind; no other may be running. Return what was removed.
+
+    Raises:
+        AccessDeniedError, SourceReadError: one cannot be removed; it stays noted.
+    """
+    removed = []
+    for shadow_id in noted(ledger):
+        run(remove_script(shadow_id))
+        removed.append(shadow_id)
+        _write(ledger, [one for one in noted(ledger) if one != shadow_id])
+    return removed
+
+
+def noted(ledger: Path) -> list[str]:
+    """Return the copies that are noted; lines that are no identifiers are not."""
+    try:
+        lines = ledger.read_text("utf-8", "replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [line for line in lines if _ID.match(line)]
+
+
+def run_powershell(script: str) -> str:
+    """Run a script and return what it printed.
+
+    Raises:
+        AccessDeniedError, SourceReadError: it failed; with its last line.
+    """
+    command = ["powershell.exe", "-NoProfile", "-NonInteractive", "-Command", script]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, timeout=TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SourceReadError(f"PowerShell cannot be asked for a shadow copy: {error}") from error
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it does not say why"]
+        if "0x80041003" in " ".join(said) or "denied" in " ".join(said).lower():
+            raise AccessDeniedError(f"no shadow copy: {_REASONS[_DENIED]}")
+        raise SourceReadError(f"no shadow copy: {said[0]}")
+    return done.stdout.decode("utf-8", "replace")
+
+
+def _write(ledger: Path, ids: list[str]) -> None:
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    part = ledger.with_name(f"{ledger.name}.part")
+    part.write_text("".join(f"{one}\n" for one in ids), "utf-8")
+    part.replace(ledger)
