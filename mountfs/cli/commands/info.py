@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from imageformat.errors import LockedError, MountfsError
 from imageformat.layer import ImageInfo
 from imageformat.repository import Access
 from mountfs.cli.command import At, Image, PointName, command
 from mountfs.cli.images import failures_of, opened_point, parse_name, raise_first
 from mountfs.cli.render import Column, Renderer, format_size, format_time
-from mountfs.cli.reports import info_result, point_result, table_result, volume_result
+from mountfs.cli.reports import info_result, left_out, point_result, table_result, volume_result
 from mountfs.disktree import DiskTree
 from mountfs.volumes import Volume
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _VOLUMES = (
     Column("folder"),
@@ -47,17 +52,19 @@ def run(out: Renderer, access: Access, image: Image, point: PointName = None, at
         tree = session.disk_tree(chosen)
         try:
             volumes = tuple(tree.all_volumes())
+            missing = left_out(chain.info)
             out.result(
                 {
                     **point_result(chosen),
                     "disk": {"size": view.size, "sector_size": view.sector_size},
                     "table": table_result(tree.table),
-                    "volumes": [volume_result(volume, failure) for volume, failure in volumes],
+                    "volumes": [volume_result(volume, failure, missing) for volume, failure in volumes],
                     "chain": [info_result(info) for info in line],
                 }
             )
             _show_facts(out, chain.info)
             _show_disk(out, tree, volumes)
+            _show_left_out(out, missing, volumes)
             if chain.depth:
                 out.line("")
                 out.table("Chain", _CHAIN, (_chain_row(info) for info in line))
@@ -112,6 +119,17 @@ def _show_disk(
     for warning in table.warnings:
         if warning not in failures:
             out.warning(warning)
+
+
+def _show_left_out(
+    out: Renderer, missing: Mapping[int, int], volumes: tuple[tuple[Volume, MountfsError | None], ...]
+) -> None:
+    """Name the free space that is not in the image."""
+    for volume, _ in volumes:
+        free = 0 if volume.offset is None or volume.parents else missing.get(volume.offset, 0)
+        if free:
+            name = volume.name.decode("utf-8", "replace")
+            out.line(f"Left out:    {format_size(free)} of free space in {name}; it reads as zeros")
 
 
 def _volume_row(volume: Volume, failure: MountfsError | None) -> tuple[str | bytes | int, ...]:
