@@ -12,6 +12,8 @@ Descriptors, Block and Inode Bitmaps, Flexible Block Groups, Meta Block Groups, 
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.crc32c import crc32c
@@ -34,8 +36,8 @@ _CHECKSUM_SEED = 0x2000
 _INCOMPAT_JOURNAL_DEVICE = 0x8
 _CLEAN, _ERRORS = 0x1, 0x2
 _BITMAP_UNUSED = 0x2
-_MAX_GROUPS = 1 << 22
-"""Half a PiB in groups of 128 MiB."""
+_MAX_GROUPS = 1 << 20
+"""128 TiB in groups of 128 MiB."""
 _ONES = 0xFFFF_FFFF
 
 
@@ -133,17 +135,15 @@ class _Bitmaps:
         """Read, prove and add up all groups."""
         groups = [self._group(number) for number in range(self._count)]
         structures = sorted(self._structures(groups))
+        for (first, count), (second, _) in pairwise(structures):
+            if first + count > second:
+                raise VolumeError(f"two structures lie at block {second}")
         free, at = FreeMap(), 0
         for number, group in enumerate(groups):
             before, start = free.total, self._first(number)
             end = start + self._blocks(number)
-            while at < len(structures) and structures[at][0] < start:
-                at += 1
-            inside = []
-            for first, count in structures[at:]:
-                if first >= end:
-                    break
-                inside.append((first, count))
+            behind = bisect_left(structures, (end, 0), at)
+            inside, at = structures[bisect_left(structures, (start, 0), at) : behind], behind
             self._add(number, group, inside, free)
             clusters = self._clusters(free.total - before)
             if clusters != group.free:
@@ -180,7 +180,7 @@ class _Bitmaps:
             )
             free |= highs[3] << 16
             checksum |= struct.unpack_from("<H", raw, 0x38)[0] << 16
-        first, last = layout.first_data_block, layout.block_count
+        first, last = layout.first_data_block + 1, layout.block_count
         if not (first <= bitmap < last and first <= inode_bitmap < last) or not (
             first <= table <= last - self._table_blocks
         ):
