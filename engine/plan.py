@@ -9,7 +9,7 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import UsageError
-from imageformat.extent import ExtentKind
+from imageformat.extent import ExtentKind, coalesce
 from imageformat.layer import ImageType
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def block_runs(extents: Iterable[Extent], size: int, block_size: int, longest: i
 def _fills(extents: Iterable[Extent], size: int, block_size: int) -> Iterator[Run]:
     """Yield the runs that are not read, ascending; some are empty, or end before they start."""
     zeros = None  # the block from which on zeros are pending, between two extents that are read
-    for extent in extents:
+    for extent in coalesce(extents):
         first = -(-extent.offset // block_size)
         end = -(-size // block_size) if extent.end >= size else extent.end // block_size
         if extent.kind not in {ExtentKind.ZERO, ExtentKind.UNUSED}:

@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
 _EXTENT_TREE = 2
 _EXTENT_ITEM, _METADATA_ITEM = 168, 169
-_RESERVED = 1 << 20
-"""Left to boot loaders at the start of a device."""
-_SUPERBLOCKS = tuple((place, 1 << 16) for place in (0x1_0000, 0x400_0000, 0x40_0000_0000))
+_KEPT = ((0, 1 << 20), (0x400_0000, 1 << 16), (0x40_0000_0000, 1 << 16))
+"""What is left to boot loaders, with the first superblock in it, and the copies of the superblock."""
 
 
 def unused(device: BlockDevice) -> FreeMap:
@@ -83,7 +82,7 @@ def _outside(
 ) -> FreeMap:
     """Join what lies in chunks with what lies outside of them, and leave the superblocks out."""
     chunks = sorted(taken)
-    position = _RESERVED
+    position = 0
     for start, length in chunks:
         if start < position:
             raise VolumeError(f"two chunks lie at byte {start} of the device")
@@ -95,7 +94,7 @@ def _outside(
     free = FreeMap()
     for start, length in sorted(ranges):
         free.add(start, length)
-    return free.without(_SUPERBLOCKS)
+    return free.without(_KEPT)
 
 
 class _Extents:
