@@ -21,6 +21,7 @@ from engine.plan import NATIVE_SUFFIX, BackupPlan, block_runs, image_name, plan_
 from imageformat.codec import DEFAULT_LEVEL, MIN_DELTA_LENGTH, digest, zero_digest
 from imageformat.device import BlockDevice
 from imageformat.errors import ChainError, ImageError, SourceMismatchError
+from imageformat.extent import ExtentKind, overlay
 from imageformat.formats.native.base import BaseBlocks, Reference, foreign_base, stands_on_foreign
 from imageformat.formats.native.older import ParentBlocks
 from imageformat.formats.native.reader import native_layers, resolved_index
@@ -36,7 +37,6 @@ from imageformat.formats.native.structs import (
     Header,
     State,
 )
-from imageformat.extent import ExtentKind, overlay
 from imageformat.formats.native.writer import NO_ANCESTORS, EncodedBlock, NativeWriter, encode_block
 from imageformat.layer import Ancestor, ImageInfo, ImageType
 
@@ -132,8 +132,9 @@ def backup(
 
     ``origin`` is recorded in the image: at least ``source``, and ``serial`` when known. ``unused`` says what
     holds nothing and is left out: ascending extents of the source as it is now, iterated more than once if
-    need be. The set is locked meanwhile. When it returns, the image is durable and was read back; when it raises, nothing of it is
-    left (a killed process leaves one hidden ``.part`` file that the next backup removes).
+    need be. The set is locked meanwhile. When it returns, the image is durable and was read back; when it
+    raises, nothing of it is left (a killed process leaves one hidden ``.part`` file that the next backup
+    removes).
 
     Raises:
         SetBusyError, SourceError, SourceMismatchError, DestinationError, UsageError

@@ -1,8 +1,8 @@
 """Which bytes of a volume hold nothing: the file system's own records of its free space.
 
 Each kind of file system is one plug-in module of this package with ``PLUGIN = AllocationReader(...)``. Free
-space is never guessed: what is dirty, damaged, contradicts itself or is not understood is a `VolumeError`, and
-whoever asked takes all of the volume as used.
+space is never guessed: what is dirty, damaged, contradicts itself or is not understood is a `VolumeError`,
+and whoever asked takes all of the volume as used.
 """
 
 from __future__ import annotations

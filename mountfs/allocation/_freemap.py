@@ -19,7 +19,7 @@ _CLEAR = re.compile("0+")
 
 
 class FreeMap:
-    """Free ranges in bytes: ascending, apart from each other. Iterates as UNUSED extents, any number of times."""
+    """Free ranges in bytes, ascending and apart. Iterates as UNUSED extents, any number of times."""
 
     def __init__(self) -> None:
         self._starts = array("Q")
@@ -76,7 +76,7 @@ class FreeMap:
 
 
 def clear_runs(bitmap: bytes, count: int) -> Iterator[tuple[int, int]]:
-    """Yield runs of clear bits among the first ``count``, as (first, length); bit 0 of byte 0 is the first."""
+    """Yield runs of clear bits among the first ``count`` as (first, length), from bit 0 of byte 0 on."""
     bits = f"{int.from_bytes(bitmap, 'little'):0{8 * len(bitmap)}b}"[::-1][:count]
     for run in _CLEAR.finditer(bits):
         yield run.start(), run.end() - run.start()

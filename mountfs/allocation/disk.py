@@ -102,7 +102,9 @@ def _places(device: BlockDevice, table: PartitionTable) -> Iterator[tuple[int, i
     if not table.partitions:
         yield 0, 0, device.size, table.warnings[0] if table.warnings else ""
         return
-    doubt = f"there is something wrong with the partition table: {table.warnings[0]}" if table.warnings else ""
+    doubt = (
+        f"there is something wrong with the partition table: {table.warnings[0]}" if table.warnings else ""
+    )
     holders = {entry.within for entry in table.partitions}
     reach = 0
     for entry in sorted(table.partitions, key=lambda entry: entry.offset):

@@ -147,10 +147,14 @@ class _Bitmaps:
             self._add(number, group, inside, free)
             clusters = self._clusters(free.total - before)
             if clusters != group.free:
-                raise VolumeError(f"block group {number} has {clusters} free clusters, but claims {group.free}")
+                raise VolumeError(
+                    f"block group {number} has {clusters} free clusters, but claims {group.free}"
+                )
         found = free.total // self._layout.block_size
         if found != self._facts.free_blocks:
-            raise VolumeError(f"it has {found} free blocks, but its superblock says {self._facts.free_blocks}")
+            raise VolumeError(
+                f"it has {found} free blocks, but its superblock says {self._facts.free_blocks}"
+            )
         for first, count in structures:
             if free.meets(first * self._layout.block_size, count * self._layout.block_size):
                 raise VolumeError(f"a structure at block {first} is marked as free")
@@ -184,7 +188,9 @@ class _Bitmaps:
         if not (first <= bitmap < last and first <= inode_bitmap < last) or not (
             first <= table <= last - self._table_blocks
         ):
-            raise VolumeError(f"the descriptor of block group {number} is damaged: a place outside the volume")
+            raise VolumeError(
+                f"the descriptor of block group {number} is damaged: a place outside the volume"
+            )
         if not layout.ro_compat & (_GROUP_CHECKSUMS | _METADATA_CHECKSUMS):
             flags = 0
         return _Group(bitmap, inode_bitmap, table, free, flags, checksum)

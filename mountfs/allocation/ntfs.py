@@ -72,7 +72,12 @@ def _read_boot(device: BlockDevice) -> _Boot:
     sectors, table = struct.unpack_from("<QQ", raw, 40)
     (per_record,) = struct.unpack_from("<b", raw, 64)
     cluster = sector * per_cluster if per_cluster <= 128 else sector << (256 - per_cluster)
-    if sector not in {256, 512, 1024, 2048, 4096} or not cluster or cluster & (cluster - 1) or cluster > 1 << 21:
+    if (
+        sector not in {256, 512, 1024, 2048, 4096}
+        or not cluster
+        or cluster & (cluster - 1)
+        or cluster > 1 << 21
+    ):
         raise VolumeError(f"the boot sector is damaged: clusters of {cluster} bytes")
     record = per_record * cluster if per_record > 0 else 1 << min(-per_record, 31)
     if not 512 <= record <= _MAX_RECORD or record & (record - 1):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _NEEDS_REPAIR = 0x10
 _AGF = struct.Struct(">4sIIIIIIIIIIIIIII16s")
-"""Magic, version, number, length, roots, levels, list of free blocks (3), free, longest, tree blocks, uuid."""
+"""Magic, version, number, length, roots, levels, free list (3), free, longest, tree blocks, uuid."""
 _AGF_CHECKSUM = 216
 _TREE_CHECKSUM = 52
 _MAX_LEVELS = 8
@@ -78,8 +78,8 @@ def _group(device: BlockDevice, layout: Superblock, number: int) -> _Group:
     what = f"the header of allocation group {number}"
     start = number * layout.group_blocks * layout.block_size
     raw = read_at(device, start + layout.sector_size, layout.sector_size, what)
-    magic, version, sequence, length, root, _, _, levels, _, _, _, _, listed, free, _, trees, uuid = _AGF.unpack_from(
-        raw
+    magic, version, sequence, length, root, _, _, levels, _, _, _, _, listed, free, _, trees, uuid = (
+        _AGF.unpack_from(raw)
     )
     if layout.has_checksums:
         layout.prove(raw, _AGF_CHECKSUM, what)

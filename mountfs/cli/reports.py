@@ -109,7 +109,9 @@ def left_out(info: ImageInfo) -> dict[int, int]:
     entries = recorded if isinstance(recorded, list) else []
     pairs = (entry for entry in entries if isinstance(entry, list) and len(entry) == 2)
     return {
-        offset: free for offset, free in pairs if isinstance(offset, int) and isinstance(free, int) and free > 0
+        offset: free
+        for offset, free in pairs
+        if isinstance(offset, int) and isinstance(free, int) and free > 0
     }
 
 

@@ -110,9 +110,7 @@ def fragment(path: Path, kind: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "command", "size"), CASES)
-def test_the_map_is_that_of_the_tools(
-    kind: str, command: tuple[str, ...], size: int, tmp_path: Path
-) -> None:
+def test_the_map_is_that_of_the_tools(kind: str, command: tuple[str, ...], size: int, tmp_path: Path) -> None:
     path = tmp_path / "volume"
     make(path, command, size)
     fresh = ours(path, kind)

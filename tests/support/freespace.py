@@ -62,7 +62,9 @@ def xfs(path: Path) -> Ranges:
     }
     for group in range(groups):
         header = _xfs_db(path, f"agf {group}", "p flfirst fllast flcount")
-        first, last, count = (_number(rf"^{name} = (\d+)", header) for name in ("flfirst", "fllast", "flcount"))
+        first, last, count = (
+            _number(rf"^{name} = (\d+)", header) for name in ("flfirst", "fllast", "flcount")
+        )
         listed = _xfs_list(_xfs_db(path, f"agfl {group}", "p bno"))
         order = [*range(first, last + 1)] if first <= last else [*range(first, len(listed)), *range(last + 1)]
         own = {(group * group_blocks + listed[at]) * size for at in order[:count]}
