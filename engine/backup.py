@@ -248,8 +248,9 @@ def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> tuple[str,
         index = parent.index if isinstance(parent, ParentBlocks) else None
         writer = NativeWriter(target, header, index, ancestors)
         extents = overlay(job.source.extents(0, job.source.size), job.unused)
-        stored = lambda: target.position  # noqa: E731
-        changed = copy_blocks(job.source, extents, writer, parent, job.options, job.report, stored)
+        changed = copy_blocks(
+            job.source, extents, writer, parent, job.options, job.report, lambda: target.position
+        )
         return f"{job.image_set.prefix}{name}", writer.commit(), changed
     finally:
         target.abort()

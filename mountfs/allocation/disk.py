@@ -92,8 +92,8 @@ def read_allocation(device: BlockDevice, sector_size: int | None = None) -> Disk
                     unused.add(start, end - start)
             volumes.append(volume)
     except MountfsError as error:
-        volumes.append(VolumeAllocation(0, 0, device.size, "disk", 0, str(error)))
-        return DiskAllocation(FreeMap(), tuple(volumes))
+        whole = VolumeAllocation(0, 0, device.size, "all of it", 0, str(error))
+        return DiskAllocation(FreeMap(), (whole,))
     return DiskAllocation(unused, tuple(volumes))
 
 
@@ -106,13 +106,15 @@ def _places(device: BlockDevice, table: PartitionTable) -> Iterator[tuple[int, i
         f"there is something wrong with the partition table: {table.warnings[0]}" if table.warnings else ""
     )
     holders = {entry.within for entry in table.partitions}
+    places = sorted(
+        (entry.offset, entry.size, entry.number) for entry in table.partitions if entry.number not in holders
+    )
     reach = 0
-    for entry in sorted(table.partitions, key=lambda entry: entry.offset):
-        if entry.number in holders:
-            continue
-        doubts = doubt or ("it overlaps another partition" if entry.offset < reach else "")
-        reach = max(reach, entry.offset + entry.size)
-        yield entry.number, entry.offset, entry.size, doubts
+    for index, (offset, size, number) in enumerate(places):
+        following = places[index + 1][0] if index + 1 < len(places) else device.size
+        overlaps = offset < reach or following < offset + size
+        reach = max(reach, offset + size)
+        yield number, offset, size, doubt or ("it overlaps another partition" if overlaps else "")
 
 
 def _inside(device: BlockDevice, table: PartitionTable, start: int, end: int) -> tuple[int, int]:
@@ -124,18 +126,18 @@ def _inside(device: BlockDevice, table: PartitionTable, start: int, end: int) ->
 def _look(
     volume: BlockDevice, readers: Sequence[AllocationReader], number: int, offset: int, doubt: str
 ) -> tuple[VolumeAllocation, FreeMap]:
-    kind, reason, free = "", doubt, FreeMap()
+    kind, reason, free = "", "", FreeMap()
     try:
-        types = tuple(info.type for info in identify_all(volume))
+        types = [info.type for info in identify_all(volume)]
         kind = " or ".join(types)
-        reader = next((known for known in readers if types and types[0] in known.types), None)
-        if len(types) > 1 and any(known.types.intersection(types) for known in readers):
-            raise VolumeError("it has the marks of more than one file system")
-        if reader is not None and not reason:
+        reader = next((known for known in readers if known.types.intersection(types)), None)
+        if reader is not None:
+            if doubt or len(types) > 1:
+                raise VolumeError(doubt or "it has the marks of more than one file system")
             free = reader.unused(volume)
             _check_inside(free, volume.size)
     except MountfsError as error:
-        free, reason = FreeMap(), reason or str(error)
+        free, reason = FreeMap(), str(error)
     return VolumeAllocation(number, offset, volume.size, kind, free.total, reason), free
 
 
