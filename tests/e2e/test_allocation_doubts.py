@@ -190,7 +190,7 @@ def test_a_count_that_is_wrong_in_xfs(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match="its superblock says 77"):
         READERS["xfs"].unused(device_of(path))
     make(path, MADE["xfs"][0], 32)
-    run("xfs_db", "-x", "-c", "agf 0", "-c", "write freeblks 5", path)
+    run("xfs_db", "-x", "-c", "agf 0", "-c", "write -d freeblks 5", path)
     with pytest.raises(VolumeError, match=r"allocation group 0 has .* but claims 5"):
         READERS["xfs"].unused(device_of(path))
 
