@@ -112,16 +112,16 @@ def test_what_is_restored_is_sound_and_has_every_file(name: str, tmp_path: Path)
     kind, repo, source = KINDS[name], tmp_path / "repo", tmp_path / "volume"
     make(source, kind)
     wanted = {}
-    for point in (1, 2, 3):
+    for point in (1, 2):
         change(source, kind, point, tmp_path)
         wanted[point] = without_free_blocks(source, kind.oracle)
         shutil.copy(source, tmp_path / f"source{point}")
-        done = mountfs("backup", source, repo, "--verify")
+        done = mountfs("backup", source, repo)
         assert "imaged whole" not in done.err
     mountfs("verify", repo)
     (first, *_) = sorted((repo / "volume").glob("*.mfi"))
     assert first.stat().st_size < kind.size * MIB // 2
-    for point in (1, 2, 3):
+    for point in (1, 2):
         target = tmp_path / "restored"
         target.unlink(missing_ok=True)
         mountfs("restore", f"{repo}/volume@{point}", target)
@@ -132,9 +132,6 @@ def test_what_is_restored_is_sound_and_has_every_file(name: str, tmp_path: Path)
         with entries_of(target, kind, tmp_path) as after:
             assert after == held
         shutil.rmtree(tmp_path / f"copied from {target.name}", ignore_errors=True)
-    told = mountfs("info", repo / "volume").out.decode()
-    assert "of free space in 0-" in told
-    assert "it reads as zeros" in told
     assert mountfs("info", repo / "volume", "--json").facts["volumes"][0]["left_out"] == sum(
         length for _, length in ORACLES[kind.oracle](source)
     )
@@ -150,7 +147,9 @@ def test_raw_images_everything_and_a_set_may_change_between_both(tmp_path: Path)
     for point, content in enumerate(wanted, 1):
         mountfs("restore", f"{repo}/volume@{point}", tmp_path / "restored", "--yes")
         assert (tmp_path / "restored").read_bytes() == content, f"point {point}"
-    assert "Left out" not in mountfs("info", f"{repo}/volume@3").out.decode()
+    told = [mountfs("info", f"{repo}/volume@{point}").out.decode() for point in (2, 3)]
+    assert "of free space in 0-ext4; it reads as zeros" in told[0]
+    assert "Left out" not in told[1]
 
 
 def test_the_mounted_disk_shows_zeros_and_the_kernel_takes_it(tmp_path: Path) -> None:
