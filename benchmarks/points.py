@@ -33,7 +33,7 @@ places = json.load(sys.stdin)
 for number in range(count):
     if number:
         change_a_little(disk, places, number)
-    code = run(["backup", "--quiet", "--set", "disk", *options, str(disk), repo])
+    code = run(["backup", "--raw", "--quiet", "--set", "disk", *options, str(disk), repo])
     if code:
         sys.exit(code)
 """

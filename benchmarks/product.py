@@ -26,7 +26,7 @@ def command(verb: str, *arguments: str | Path) -> list[str]:
 
 def backup(source: Path, repo: Path) -> list[str]:
     """Image a day into the set that all days share."""
-    return command("backup", "--quiet", "--set", "disk", source, repo)
+    return command("backup", "--raw", "--quiet", "--set", "disk", source, repo)
 
 
 def run(words: list[str]) -> None:

@@ -21,6 +21,7 @@ from engine.plan import NATIVE_SUFFIX, BackupPlan, block_runs, image_name, plan_
 from imageformat.codec import DEFAULT_LEVEL, MIN_DELTA_LENGTH, digest, zero_digest
 from imageformat.device import BlockDevice
 from imageformat.errors import ChainError, ImageError, SourceMismatchError
+from imageformat.extent import ExtentKind, overlay
 from imageformat.formats.native.foreignbase import BaseBlocks, Reference, foreign_base, stands_on_foreign
 from imageformat.formats.native.older import ParentBlocks
 from imageformat.formats.native.reader import native_layers, resolved_index
@@ -40,14 +41,16 @@ from imageformat.formats.native.writer import NO_ANCESTORS, EncodedBlock, Native
 from imageformat.layer import Ancestor, ImageInfo, ImageType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from engine.plan import Run
     from imageformat.chain import Chain
+    from imageformat.extent import Extent
     from imageformat.formats.native.index import Geometry
     from imageformat.repository import ImageSet, Point, Repository
 
 DEFAULT_BLOCK_SIZE = 64 << 10
+_FILLS = {ExtentKind.ZERO: State.ZERO, ExtentKind.UNUSED: State.UNUSED}
 _JOB_BYTES = 1 << 20
 """What one worker is given at a time: a disk answers few large questions faster than many small ones."""
 
@@ -121,14 +124,17 @@ def backup(
     *,
     origin: dict[str, object],
     parent: Point | None = None,
+    unused: Iterable[Extent] = (),
     report: Callable[[BackupProgress], None] = lambda _: None,
     clock_ns: Callable[[], int] = time.time_ns,
 ) -> BackupResult:
     """Write one image of ``source`` into a set and publish it.
 
-    ``origin`` is recorded in the image: at least ``source``, and ``serial`` when known. The set is locked
-    meanwhile. When it returns, the image is durable and was read back; when it raises, nothing of it is
-    left (a killed process leaves one hidden ``.part`` file that the next backup removes).
+    ``origin`` is recorded in the image: at least ``source``, and ``serial`` when known. ``unused`` says what
+    holds nothing and is left out: ascending extents of the source as it is now, iterated more than once if
+    need be. The set is locked meanwhile. When it returns, the image is durable and was read back; when it
+    raises, nothing of it is left (a killed process leaves one hidden ``.part`` file that the next backup
+    removes).
 
     Raises:
         SetBusyError, SourceError, SourceMismatchError, DestinationError, UsageError
@@ -139,7 +145,7 @@ def backup(
         if not options.any_source:
             check_source(image_set, origin)
         plan = plan_backup(image_set, options.type, parent)
-        job = _Job(source, repository, image_set, options, origin, report, clock_ns())
+        job = _Job(source, unused, repository, image_set, options, origin, report, clock_ns())
         try:
             key, info, changed = _write_image(job, plan, _open_parent(repository, plan))
         except (ImageError, ChainError) as error:
@@ -175,6 +181,7 @@ def check_source(image_set: ImageSet, origin: dict[str, object]) -> None:
 @dataclass(frozen=True, slots=True)
 class _Job:
     source: Source
+    unused: Iterable[Extent]
     repository: Repository
     image_set: ImageSet
     options: BackupOptions
@@ -240,7 +247,10 @@ def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> tuple[str,
     try:
         index = parent.index if isinstance(parent, ParentBlocks) else None
         writer = NativeWriter(target, header, index, ancestors)
-        changed = copy_blocks(job.source, writer, parent, job.options, job.report, lambda: target.position)
+        extents = overlay(job.source.extents(0, job.source.size), job.unused)
+        changed = copy_blocks(
+            job.source, extents, writer, parent, job.options, job.report, lambda: target.position
+        )
         return f"{job.image_set.prefix}{name}", writer.commit(), changed
     finally:
         target.abort()
@@ -255,24 +265,28 @@ def _parent_blocks(chain: Chain, block_size: int) -> ParentBlocks | BaseBlocks:
 
 def copy_blocks(
     source: Source,
+    extents: Iterable[Extent],
     writer: NativeWriter,
     parent: ParentBlocks | BaseBlocks | None,
     options: BackupOptions,
     report: Callable[[BackupProgress], None],
     stored: Callable[[], int],
 ) -> int:
-    """Read the source once and hand what differs from ``parent`` to the writer; return how many blocks."""
+    """Read the source once and hand what differs from ``parent`` to the writer; return how many blocks.
+
+    ``extents`` cover the source; ZERO and UNUSED ones are not read.
+    """
     # A worker waits for the medium while it reads: one more than there are cores keeps these busy.
     threads = options.threads or default_threads() + 1
     geometry = writer.geometry
     longest = max(1, _JOB_BYTES // geometry.block_size)
     worker = BlockWorker(source, writer.image_id, geometry, parent, options)
-    runs = block_runs(source.extents(0, source.size), source.size, geometry.block_size, longest)
+    runs = block_runs(extents, source.size, geometry.block_size, longest)
     changed = done = 0
     with contextlib.closing(ordered_map(worker, runs, threads=threads)) as results:
         for result in results:
-            if result.run.hole:
-                changed += writer.fill(result.run.first, result.run.blocks, State.ZERO)
+            if result.run.kind in _FILLS:
+                changed += writer.fill(result.run.first, result.run.blocks, _FILLS[result.run.kind])
             changed += sum(_put(writer, block) for block in result.changed)
             done = min(source.size, (result.run.first + result.run.blocks) * geometry.block_size)
             report(BackupProgress(done, source.size, stored()))
@@ -317,7 +331,7 @@ class BlockWorker:
 
     def __call__(self, run: Run) -> _Done:
         """Return what of a run differs from the parent."""
-        if run.hole:
+        if run.kind in _FILLS:
             return _Done(run, 0, ())
         size = self._geometry.block_size
         offset = run.first * size

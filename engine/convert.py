@@ -98,5 +98,9 @@ def _source_of(info: ImageInfo) -> str:
 
 
 def _origin(point: Point, info: ImageInfo, writer: str) -> dict[str, object]:
-    kept = {key: info.details[key] for key in ("host", "model", "serial", "source") if key in info.details}
+    kept = {
+        key: info.details[key]
+        for key in ("host", "model", "serial", "source", "unused")
+        if key in info.details
+    }
     return {"source": point.file_name, **kept, "writer": writer, "converted_from": _name_of(info)}

@@ -9,7 +9,7 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import UsageError
-from imageformat.extent import ExtentKind
+from imageformat.extent import ExtentKind, coalesce
 from imageformat.layer import ImageType
 
 if TYPE_CHECKING:
@@ -122,32 +122,49 @@ def check_set_name(name: str) -> str:
 
 
 class Run(NamedTuple):
-    """``blocks`` blocks from ``first`` on that are read, or known to be zeros."""
+    """``blocks`` blocks from ``first`` on: DATA is read, ZERO and UNUSED are not."""
 
     first: int
     blocks: int
-    hole: bool
+    kind: ExtentKind
 
 
 def block_runs(extents: Iterable[Extent], size: int, block_size: int, longest: int) -> Iterator[Run]:
     """Cut a disk into runs of whole blocks: holes as long as they are, data in at most ``longest`` blocks.
 
-    A block is a hole only when all of it is; ``extents`` covers the disk in ascending order.
+    A block is UNUSED only when all of it is. One that is partly UNUSED and else ZERO is ZERO: nothing in it
+    is in use but zeros, and those have to be restored. ``extents`` covers the disk in ascending order.
     """
     position = 0
     blocks = -(-size // block_size)
-    for extent in extents:
-        if extent.kind not in {ExtentKind.ZERO, ExtentKind.UNUSED}:
-            continue
-        first = -(-extent.offset // block_size)
-        end = blocks if extent.end >= size else extent.end // block_size
-        if end > first:
-            yield from _data_runs(position, first, longest)
-            yield Run(first, end - first, hole=True)
-            position = end
+    for fill in _fills(extents, size, block_size):
+        if fill.blocks > 0:
+            yield from _data_runs(position, fill.first, longest)
+            yield fill
+            position = fill.first + fill.blocks
     yield from _data_runs(position, blocks, longest)
+
+
+def _fills(extents: Iterable[Extent], size: int, block_size: int) -> Iterator[Run]:
+    """Yield the runs that are not read, ascending; some are empty, or end before they start."""
+    zeros = None  # the block from which on zeros are pending, between two extents that are read
+    for extent in coalesce(extents):
+        first = -(-extent.offset // block_size)
+        end = -(-size // block_size) if extent.end >= size else extent.end // block_size
+        if extent.kind not in {ExtentKind.ZERO, ExtentKind.UNUSED}:
+            if zeros is not None:
+                yield Run(zeros, extent.offset // block_size - zeros, ExtentKind.ZERO)
+            zeros = None
+            continue
+        zeros = first if zeros is None else zeros
+        if extent.kind is ExtentKind.UNUSED and first < end:
+            yield Run(zeros, first - zeros, ExtentKind.ZERO)
+            yield Run(first, end - first, ExtentKind.UNUSED)
+            zeros = end
+    if zeros is not None:
+        yield Run(zeros, -(-size // block_size) - zeros, ExtentKind.ZERO)
 
 
 def _data_runs(first: int, end: int, longest: int) -> Iterator[Run]:
     for start in range(first, end, longest):
-        yield Run(start, min(longest, end - start), hole=False)
+        yield Run(start, min(longest, end - start), ExtentKind.DATA)

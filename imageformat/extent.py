@@ -68,3 +68,26 @@ def coalesce(extents: Iterable[Extent]) -> Iterator[Extent]:
         pending = extent
     if pending is not None:
         yield pending
+
+
+def overlay(extents: Iterable[Extent], unused: Iterable[Extent]) -> Iterator[Extent]:
+    """Say of the DATA in ``extents`` which of it is UNUSED; what is known to be zeros, or bad, stays that.
+
+    Both are ascending and do not overlap themselves; the result covers what ``extents`` covers.
+    """
+    free = iter(unused)
+    known = next(free, None)
+    for extent in extents:
+        position = extent.offset
+        while extent.kind is ExtentKind.DATA and position < extent.end:
+            while known is not None and known.end <= position:
+                known = next(free, None)
+            if known is None or known.offset >= extent.end:
+                break
+            start, stop = max(known.offset, position), min(known.end, extent.end)
+            if position < start:
+                yield Extent(position, start - position, ExtentKind.DATA)
+            yield Extent(start, stop - start, ExtentKind.UNUSED)
+            position = stop
+        if position < extent.end:
+            yield Extent(position, extent.end - position, extent.kind)

@@ -109,6 +109,20 @@ def target_facts(path: str, image_paths: Iterable[str] = (), *, roots: SystemRoo
     )
 
 
+def written_at(path: str, roots: SystemRoots = LOCAL) -> tuple[str, ...]:
+    """Return where a file system on a device, or in a file, is mounted so that it can change.
+
+    Raises:
+        NotFoundError: there is nothing of that name.
+    """
+    found = identify(path, roots)
+    if found is None:
+        raise NotFoundError(f"{path} does not exist")
+    walk = BackingWalk(roots)
+    on_it = (entry for entry in walk.mounts if "ro" not in entry.options and found in walk.below(entry))
+    return tuple(dict.fromkeys(entry.mount_point for entry in on_it))
+
+
 def check_target(facts: TargetFacts, needed_size: int) -> None:
     """Refuse a target that must not, or cannot, be overwritten; pure.
 

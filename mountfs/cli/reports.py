@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from imageformat.errors import LockedError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from mountfs.cli.render import Renderer
     from mountfs.volumes import Volume
 
+UNUSED_KEY = "unused"
+"""Of what an image remembers of its source: offset and free bytes of each volume, as far as left out."""
 MAX_SHOWN = 100
 """Damages that are printed one by one for each file; JSON has them all."""
 
@@ -80,8 +83,13 @@ def table_result(table: PartitionTable) -> dict[str, object]:
     }
 
 
-def volume_result(volume: Volume, failure: MountfsError | None = None) -> dict[str, object]:
-    """Return the facts of a volume and of what lies in it; ``failure`` is why that is not shown."""
+def volume_result(
+    volume: Volume, failure: MountfsError | None = None, left_out: Mapping[int, int] = MappingProxyType({})
+) -> dict[str, object]:
+    """Return the facts of a volume and of what lies in it; ``failure`` is why that is not shown.
+
+    ``left_out`` says of volumes by offset how many free bytes are not in the image.
+    """
     partition, info = volume.partition, volume.info
     return {
         **exact_text("folder", volume.path),
@@ -102,6 +110,19 @@ def volume_result(volume: Volume, failure: MountfsError | None = None) -> dict[s
         else {"type": info.type, "label": info.label, "uuid": info.uuid, "note": info.note},
         "unreadable": volume.reason or (str(failure) if failure is not None else None),
         "locked": isinstance(failure, LockedError),
+        "left_out": left_out.get(volume.offset, 0) if volume.offset is not None else 0,
+    }
+
+
+def left_out(info: ImageInfo) -> dict[int, int]:
+    """Return how many free bytes the volume at each offset had when it was imaged without them."""
+    recorded = info.details.get(UNUSED_KEY)
+    entries = recorded if isinstance(recorded, list) else []
+    pairs = (entry for entry in entries if isinstance(entry, list) and len(entry) == 2)
+    return {
+        offset: free
+        for offset, free in pairs
+        if isinstance(offset, int) and isinstance(free, int) and free > 0
     }
 
 

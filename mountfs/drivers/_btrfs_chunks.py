@@ -126,6 +126,10 @@ class ChunkMap:
             if one.start + one.length > other.start:
                 raise VolumeError(f"the chunks at {one.start} and {other.start} overlap")
 
+    def mirrored(self) -> tuple[Chunk, ...] | None:
+        """Return all chunks, by address, when each of their stripes is a full copy; None if not."""
+        return tuple(self._chunks) if all(chunk.profile in _COPIES for chunk in self._chunks) else None
+
     def pieces(self, logical: int, length: int) -> Iterator[Piece]:
         """Say where each part of a range lies.
 

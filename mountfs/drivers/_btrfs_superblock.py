@@ -82,6 +82,10 @@ class Superblock:
     log_address: int
     """Not 0: something was fsynced after the last commit."""
     root_directory: int
+    bytes_used: int
+    """Of all extents together, each once."""
+    device_size: int
+    """Of this device, as far as the file system uses it."""
     system_chunks: bytes
     """Packed pairs of key and chunk: where the chunk tree lies."""
 
@@ -132,7 +136,7 @@ def _parse(raw: bytes) -> Superblock:
     incompat = _number(raw, 0xBC)
     _check_features(incompat)
     generation, root, chunk_root, log_root = struct.unpack_from("<4Q", raw, 0x48)
-    root_directory, devices, sector_size, node_size = struct.unpack_from("<QQII", raw, 0x80)
+    bytes_used, root_directory, devices, sector_size, node_size = struct.unpack_from("<QQQII", raw, 0x78)
     system_size, chunk_generation = struct.unpack_from("<IQ", raw, 0xA0)
     kind, root_level, chunk_level = struct.unpack_from("<HBB", raw, 0xC4)
     sizes = {"sector size": (sector_size, 512), "node size": (node_size, max(sector_size, 4096))}
@@ -154,6 +158,8 @@ def _parse(raw: bytes) -> Superblock:
         root_tree=Root(root, generation, root_level),
         log_address=log_root,
         root_directory=root_directory,
+        bytes_used=bytes_used,
+        device_size=_number(raw, 0xD1),
         system_chunks=raw[_SYSTEM_CHUNKS : _SYSTEM_CHUNKS + system_size],
     )
 

@@ -95,15 +95,21 @@ class Superblock:
         """Number of the block that holds the descriptor of a block group."""
         per_block = self.block_size // self.descriptor_size
         meta = group // per_block
-        if not self.incompat & _INCOMPAT_META_BG or meta < self.first_meta_group:
+        if not self.has_meta_groups or meta < self.first_meta_group:
             return (1 if self.block_size == 1024 else 0) + 1 + meta
         first = meta * per_block
-        skip = int(self._has_backup(first))
+        skip = int(self.has_backup(first))
         if self.block_size == 1024 and first == 0 and self.first_data_block == 0:
             skip += 1
         return first * self.blocks_per_group + self.first_data_block + skip
 
-    def _has_backup(self, group: int) -> bool:
+    @property
+    def has_meta_groups(self) -> bool:
+        """The descriptors lie with the groups that they describe, from `first_meta_group` on."""
+        return bool(self.incompat & _INCOMPAT_META_BG)
+
+    def has_backup(self, group: int) -> bool:
+        """Tell whether a group begins with a copy of the superblock."""
         if group == 0:
             return True
         if self.compat & _COMPAT_SPARSE_SUPER2:

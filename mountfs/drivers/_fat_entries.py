@@ -20,6 +20,7 @@ _VOLUME_LABEL = 0x8
 _DIRECTORY = 0x10
 _LONG_NAME = 0xF
 
+_BITMAP = 0x81
 _FILE = 0x85
 _STREAM = 0xC0
 _NAME = 0xC1
@@ -142,6 +143,16 @@ def exfat_entries(raw: bytes) -> Iterator[FatEntry | Problem]:
         found = _exfat_set(raw[at:end], at)
         yield found
         at = at + ENTRY if isinstance(found, Problem) else end
+
+
+def exfat_bitmaps(raw: bytes) -> Iterator[tuple[bool, int, int]]:
+    """Yield the allocation bitmaps of a root directory: whether it is the second, first cluster, size."""
+    for at in range(0, len(raw) - ENTRY + 1, ENTRY):
+        if not raw[at]:
+            return
+        if raw[at] == _BITMAP:
+            cluster, size = struct.unpack_from("<IQ", raw, at + 20)
+            yield bool(raw[at + 1] & 1), cluster, size
 
 
 def _exfat_set(raw: bytes, at: int) -> FatEntry | Problem:

@@ -43,6 +43,16 @@ class FatLayout:
     """0: the root directory lies at `root_offset`."""
     root_offset: int = 0
     root_size: int = 0
+    copies: tuple[int, ...] = ()
+    """Bytes where other tables lie that say the same as the active one."""
+    is_dirty: bool = False
+    """The boot sector says that the volume is in use, or is to be checked."""
+    information: int = 0
+    """Byte of the FAT32 sector that counts free clusters; 0: there is none."""
+    second_bitmap: bool = False
+    """exFAT: the second allocation bitmap is the active one."""
+    media: int = 0
+    """First byte of a FAT, as the boot sector has it."""
 
     def position(self, cluster: int) -> int:
         """Byte offset of a cluster on the volume."""
@@ -86,13 +96,15 @@ def _read_exfat(raw: bytes) -> FatLayout:
         table_size=table_length << sector_shift,
         heap=heap << sector_shift,
         root_cluster=root,
+        is_dirty=bool(flags & 0x6),
+        second_bitmap=bool(flags & 0x1),
     )
 
 
 def _read_fat(raw: bytes) -> FatLayout:
     sector, per_cluster, reserved, tables = struct.unpack_from("<HBHB", raw, 11)
-    root_entries, total16, _, size16 = struct.unpack_from("<HHBH", raw, 17)
-    total32, size32, flags, _, root_cluster = struct.unpack_from("<IIHHI", raw, 32)
+    root_entries, total16, media, size16 = struct.unpack_from("<HHBH", raw, 17)
+    total32, size32, flags, _, root_cluster, information = struct.unpack_from("<IIHHIH", raw, 32)
     if sector not in {512, 1024, 2048, 4096} or not per_cluster or per_cluster & (per_cluster - 1):
         raise VolumeError("not a FAT file system: bad sector or cluster size in the boot sector")
     if not reserved or not 1 <= tables <= 16:
@@ -104,7 +116,8 @@ def _read_fat(raw: bytes) -> FatLayout:
     is_32 = not size16
     if is_32 and root_cluster < 2:
         raise VolumeError("the FAT32 boot sector is damaged: no root directory")
-    active = flags & 0xF if is_32 and flags & 0x80 else 0
+    mirrored = not (is_32 and flags & 0x80)
+    active = 0 if mirrored else flags & 0xF
     if active >= tables:
         raise VolumeError(f"the boot sector is damaged: table {active} of {tables} is the active one")
     return FatLayout(
@@ -118,6 +131,10 @@ def _read_fat(raw: bytes) -> FatLayout:
         root_cluster=root_cluster if is_32 else 0,
         root_offset=(heap - root_sectors) * sector,
         root_size=root_entries * 32,
+        copies=tuple((reserved + n * size) * sector for n in range(1, tables) if mirrored),
+        is_dirty=bool(raw[65 if is_32 else 37] & 0x3),
+        information=information * sector if is_32 and 0 < information < reserved else 0,
+        media=media,
     )
 
 

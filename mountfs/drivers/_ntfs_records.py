@@ -45,6 +45,8 @@ class Attribute(NamedTuple):
     """Of the attribute's content that this record maps."""
     size: int
     initialized: int
+    mapping: bytes = b""
+    """Packed pairs of length and distance, where it lies on the volume."""
 
 
 class FileRecord(NamedTuple):
@@ -129,7 +131,8 @@ def _attribute(raw: bytes, kind: int) -> Attribute:
     if on_volume:
         (first,) = struct.unpack_from("<Q", raw, 16)
         _, size, initialized = struct.unpack_from("<QQQ", raw, 40)
-        return Attribute(kind, name, None, first, size, initialized)
+        (pairs,) = struct.unpack_from("<H", raw, 32)
+        return Attribute(kind, name, None, first, size, initialized, raw[pairs:])
     size, offset = struct.unpack_from("<IH", raw, 16)
     value = raw[offset : offset + size]
     if len(value) < size:

@@ -44,3 +44,16 @@ def identify(device: BlockDevice) -> FileSystemInfo | None:
     if window.error is not None:
         raise window.error
     return None
+
+
+def identify_all(device: BlockDevice) -> tuple[FileSystemInfo, ...]:
+    """Say everything that a volume may hold, the likeliest first: more than one when an older one left marks.
+
+    Raises:
+        MountfsError: some of the places to look at could not be read.
+    """
+    window = Window(device)
+    found = tuple(info for signature in _ORDER if (info := signature.identify(window)) is not None)
+    if window.error is not None:
+        raise window.error
+    return found

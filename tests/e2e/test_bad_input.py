@@ -88,7 +88,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             with disk.open("r+b") as file:
                 file.seek(8 * MIB - number * 65536)
                 file.write(os.urandom(1000))
-        mountfs("backup", disk, folder / "repo")
+        mountfs("backup", disk, folder / "repo", "--raw")
     return folder
 
 

@@ -83,13 +83,13 @@ def history() -> Iterator[History]:
             with all_mounted(device) as tops:
                 for name, top in tops.items():
                     change(top, name)
-            mountfs("backup", device, repository, "--set", "disk")
+            mountfs("backup", device, repository, "--set", "disk", "--raw")
             copy_disk(disk, copies[point])
         with all_mounted(device) as tops:
             for top in tops.values():
                 use(top)
             copy_disk(disk, copies[LIVE])
-    mountfs("backup", copies[LIVE], repository, "--set", "disk", "--type", "diff")
+    mountfs("backup", copies[LIVE], repository, "--set", "disk", "--type", "diff", "--raw")
     with mounted(repository) as shown:
         yield History(repository, copies, shown)
     shutil.rmtree(folder)

@@ -11,7 +11,7 @@ import typer
 from engine.adopt import adopt
 from engine.backup import BackupOptions, BackupProgress, BackupResult, backup
 from engine.devices.backing import holds
-from engine.devices.guards import target_facts
+from engine.devices.guards import target_facts, written_at
 from engine.devices.ratelimit import RateLimited
 from engine.devices.source import SourceDevice, open_source
 from engine.plan import check_set_name, set_name_for
@@ -23,9 +23,10 @@ from imageformat.repository import Point, Repository
 from imageformat.selection import holds_own_images, select_point
 from imageformat.storage.local import LocalStorage
 from mountfs import __version__
+from mountfs.allocation.disk import DiskAllocation, read_allocation
 from mountfs.cli.command import Threads, command, path
 from mountfs.cli.render import Renderer, counted, format_duration, format_size
-from mountfs.cli.reports import backup_result, show_damages
+from mountfs.cli.reports import UNUSED_KEY, backup_result, show_damages
 
 WARNING_EXIT = 3
 
@@ -68,6 +69,7 @@ WholeBlocks = Annotated[
         help="Store no differences inside blocks: larger increments, and long chains read as fast as a full.",
     ),
 ]
+Raw = Annotated[bool, typer.Option("--raw", help="Image everything, also the free space of file systems.")]
 RateLimit = Annotated[
     int | None,
     typer.Option("--rate-limit", min=1, metavar="MIB", help="Read at most so many MiB a second."),
@@ -79,6 +81,7 @@ mountfs backup /dev/sdb /backups            first full, then increments
 mountfs backup disk.img repo --type diff    all changes since the last full
 mountfs backup /dev/sdb2 /backups --set root --verify
 mountfs backup vm.img repo --base old.qcow2 what changed since old.qcow2
+mountfs backup /dev/sdc /evidence --raw     deleted files too
 """
 
 
@@ -94,12 +97,14 @@ def run(
     block_size: BlockSize = 64,
     level: Level = DEFAULT_LEVEL,
     whole_blocks: WholeBlocks = False,
+    raw: Raw = False,
     threads: Threads = 0,
     rate_limit: RateLimit = None,
     verify_after: Verify = False,
 ) -> int:
     """Image SOURCE into REPO. The first image of a set is full; later ones hold only what changed.
 
+    The free space of file systems is left out and reads as zeros, unless one is in use or not sound.
     Nothing appears in the repository before the image is complete, durable and read back.
     """
     device = open_source(source)
@@ -124,7 +129,10 @@ def run(
                     )
                 parent_point = adopt(opened, repository.absolute(), name, base)
             limited = device if rate_limit is None else RateLimited(device, rate_limit << 20)
-            result = _backup(out, limited, _origin(device), opened, name, options, parent_point)
+            allocation = None if raw else _allocation(out, device, limited)
+            result = _backup(
+                out, limited, _origin(device, allocation), allocation, opened, name, options, parent_point
+            )
             _show(out, opened, result, device.size)
             if verify_after:
                 return _verify(out, opened, result)
@@ -167,7 +175,24 @@ def check_places(device: SourceDevice, repository: Path, out: Renderer) -> None:
             )
 
 
-def _origin(device: SourceDevice) -> dict[str, object]:
+def _allocation(
+    out: Renderer, device: SourceDevice, source: SourceDevice | RateLimited
+) -> DiskAllocation | None:
+    """Find what is free on the source; None, and a warning, while it can change."""
+    mounted = written_at(device.identity.path)
+    if mounted:
+        out.warning(
+            f"{device.identity.path} is mounted at {', '.join(mounted)} and can change: it is imaged whole, "
+            "free space included"
+        )
+        return None
+    found = read_allocation(source, device.sector_size if device.identity.kind != "file" else None)
+    for sentence in found.warnings():
+        out.warning(sentence)
+    return found
+
+
+def _origin(device: SourceDevice, allocation: DiskAllocation | None) -> dict[str, object]:
     identity = device.identity
     known = {
         "source": identity.path,
@@ -176,6 +201,7 @@ def _origin(device: SourceDevice) -> dict[str, object]:
         "serial": identity.serial,
         "wwn": identity.wwn,
         "writer": f"mountfs {__version__}",
+        UNUSED_KEY: allocation.facts() if allocation is not None else None,
     }
     return {key: value for key, value in known.items() if value}
 
@@ -184,6 +210,7 @@ def _backup(
     out: Renderer,
     source: SourceDevice | RateLimited,
     origin: dict[str, object],
+    allocation: DiskAllocation | None,
     repository: Repository,
     name: str,
     options: BackupOptions,
@@ -194,7 +221,17 @@ def _backup(
         def report(state: BackupProgress) -> None:
             progress.update(state.done, f"{format_size(state.stored)} stored")
 
-        return backup(source, repository, name, options, origin=origin, parent=parent, report=report)
+        unused = allocation.unused if allocation is not None else ()
+        return backup(
+            source,
+            repository,
+            name,
+            options,
+            origin=origin,
+            parent=parent,
+            unused=unused,
+            report=report,
+        )
 
 
 def _show(out: Renderer, repository: Repository, result: BackupResult, size: int) -> None:

@@ -13,7 +13,7 @@ from imageformat.selection import problem_error
 from mountfs.cli.command import At, DiskNumber, Image, PointName, command
 from mountfs.cli.images import disk_of, failures_of, opened_point, parse_name, raise_first
 from mountfs.cli.render import Column, Renderer, format_size, format_time
-from mountfs.cli.reports import info_result, point_result, table_result, volume_result
+from mountfs.cli.reports import info_result, left_out, point_result, table_result, volume_result
 from mountfs.disktree import DiskTree
 from mountfs.session import Session
 from mountfs.volumes import Volume
@@ -70,7 +70,8 @@ def run(
         line = [chain.layer(depth).info for depth in range(chain.depth + 1)]
         numbers = range(len(chain.info.disks)) if disk is None else (disk_of(chosen, disk),)
         shown = [_shown_disk(stack, session, chosen, number) for number in numbers]
-        disks = [_disk_result(entry) for entry in shown]
+        missing = left_out(chain.info)
+        disks = [_disk_result(entry, missing) for entry in shown]
         out.result(
             {
                 **point_result(chosen),
@@ -83,6 +84,7 @@ def run(
             out.line(f"{fact + ':':<{_FACT_WIDTH}}{text}")
         for entry in shown:
             _show_disk(out, entry, several=len(chain.info.disks) > 1)
+            _show_left_out(out, missing, entry.volumes)
         if chain.depth:
             out.line("")
             out.table("Chain", _CHAIN, (_chain_row(info) for info in line))
@@ -106,11 +108,11 @@ def _shown_disk(stack: ExitStack, session: Session, chosen: Point, number: int) 
     return _ShownDisk(number, tree, view.size, view.sector_size, tuple(tree.all_volumes()))
 
 
-def _disk_result(shown: _ShownDisk) -> dict[str, object]:
+def _disk_result(shown: _ShownDisk, missing: Mapping[int, int]) -> dict[str, object]:
     return {
         "disk": {"number": shown.number, "size": shown.size, "sector_size": shown.sector_size},
         "table": table_result(shown.tree.table),
-        "volumes": [volume_result(volume, failure) for volume, failure in shown.volumes],
+        "volumes": [volume_result(volume, failure, missing) for volume, failure in shown.volumes],
     }
 
 
@@ -202,6 +204,18 @@ def _show_disk(out: Renderer, shown: _ShownDisk, *, several: bool) -> None:
     for warning in table.warnings:
         if warning not in failures:
             out.warning(f"disk {shown.number}: {warning}" if several else warning)
+
+
+def _show_left_out(
+    out: Renderer, missing: Mapping[int, int], volumes: tuple[tuple[Volume, MountfsError | None], ...]
+) -> None:
+    """Name the free space that is not in the image."""
+    for volume, _ in volumes:
+        free = 0 if volume.offset is None or volume.parents else missing.get(volume.offset, 0)
+        if free:
+            name = volume.name.decode("utf-8", "replace")
+            text = f"{format_size(free)} of free space in {name}; it reads as zeros"
+            out.line(f"{'Left out:':<{_FACT_WIDTH}}{text}")
 
 
 def _volume_row(volume: Volume, failure: MountfsError | None) -> tuple[str | bytes | int, ...]:
