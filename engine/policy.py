@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 SECOND_NS = 1_000_000_000
 DAY_NS = 86_400 * SECOND_NS
-DEFAULT_SHARE = 0.5
 
 
 class PointFacts(NamedTuple):
@@ -38,6 +37,13 @@ class PointFacts(NamedTuple):
     """All of its chain was verified and found right."""
     foldable: bool = True
     """What it stands on can be merged into it."""
+    foreign: bool = False
+    """An image of another tool: never deleted, and it takes no place in a rule."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether rules apply to it."""
+        return self.readable and not self.foreign
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,7 @@ class Policy:
     """Whose calendar has the hours, days and weeks; None: this machine's."""
     fold: bool = False
     """Merge what only others stand on into them, where that can be done."""
-    largest_share: float = DEFAULT_SHARE
+    largest_share: float = 0.5
     """Of the points of a set, from 0 to 1: more are not deleted in one go."""
 
     @property

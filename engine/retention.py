@@ -162,14 +162,16 @@ def _protect(own: Sequence[PointFacts], policy: Policy, reasons: _Reasons) -> No
     for point in own:
         if point.key in policy.pinned:
             reasons.add(point, "pinned", safe=True)
-        if not point.readable:
+        if point.foreign:
+            reasons.add(point, "an image of another tool", safe=True)
+        elif not point.readable:
             reasons.add(point, "cannot be read", safe=True)
-    readable = [point for point in own if point.readable]
-    sound = [point for point in readable if point.sound]
+    judged = [point for point in own if point.judged]
+    sound = [point for point in judged if point.sound]
     verified = [point for point in sound if point.verified]
     for group, what in (
         (sound, "the last point"),
-        (readable, "the last point"),
+        (judged, "the last point"),
         (verified, "the last verified"),
     ):
         for order in (_age, _rank) if group else ():
@@ -182,8 +184,8 @@ def _apply_rules(own: Sequence[PointFacts], policy: Policy, now_ns: int, reasons
     They run over the sound points and once more over all, so that a damaged point neither takes the place of
     a sound one nor goes sooner than it would have gone.
     """
-    readable = sorted((point for point in own if point.readable), key=_age, reverse=True)
-    for group in ([point for point in readable if point.sound], readable):
+    judged = sorted((point for point in own if point.judged), key=_age, reverse=True)
+    for group in ([point for point in judged if point.sound], judged):
         for rule in rules(policy):
             periods: set[tuple[int, ...]] = set()
             for point in group:
@@ -285,20 +287,20 @@ def _children_first(gone: Sequence[PointFacts], by_key: Mapping[str, PointFacts]
 
 def _clock_trouble(facts: Sequence[PointFacts], now_ns: int) -> Iterable[Refusal]:
     for name, own in _by_set(facts).items():
-        readable = sorted((point for point in own if point.readable), key=_rank)
-        if not readable:
+        judged = sorted((point for point in own if point.judged), key=_rank)
+        if not judged:
             continue
-        newest = max(readable, key=_age)
+        newest = max(judged, key=_age)
         ahead, pause = newest.created_ns - now_ns, now_ns - newest.created_ns
         if ahead > SKEW_NS:
             yield _clock(name, f"point {newest.number} is {_days(ahead)} ahead of the clock")
         if pause > LONGEST_PAUSE_NS:
             yield _clock(name, f"by the clock, the newest point ({newest.number}) is {_days(pause)} old")
-        before = next((point for point in readable if point.created_ns < EARLIEST_NS), None)
+        before = next((point for point in judged if point.created_ns < EARLIEST_NS), None)
         if before is not None:
             yield _clock(name, f"point {before.number} was made by a clock that was not set")
-        latest = readable[0]
-        for point in readable[1:]:
+        latest = judged[0]
+        for point in judged[1:]:
             if point.created_ns < latest.created_ns - SKEW_NS and point.number > latest.number:
                 back = _days(latest.created_ns - point.created_ns)
                 yield _clock(name, f"point {point.number} is {back} older than point {latest.number}")
@@ -318,7 +320,7 @@ def _days(span_ns: int) -> str:
 
 def _unreadable(facts: Sequence[PointFacts]) -> Iterable[Refusal]:
     for name, own in _by_set(facts).items():
-        unread = [point for point in own if not point.readable]
+        unread = [point for point in own if not point.readable and not point.foreign]
         if unread:
             more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
             yield Refusal(

@@ -47,6 +47,7 @@ def random_trees(chance: random.Random) -> tuple[list[PointFacts], int]:
                     sound=chance.random() < 0.9,
                     verified=chance.random() < 0.3,
                     foldable=chance.random() < 0.8,
+                    foreign=chance.random() < 0.05,
                 )
             )
         if chance.random() < 0.7:  # in the order of their numbers, as they are made

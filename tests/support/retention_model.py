@@ -31,6 +31,10 @@ def buckets(point: PointFacts, policy: Policy) -> dict[str, tuple[int, str]]:
     }
 
 
+def counts(point: PointFacts) -> bool:
+    return point.readable and not point.foreign
+
+
 def is_younger(one: PointFacts, other: PointFacts) -> bool:
     return (one.created_ns, one.number, one.key) > (other.created_ns, other.number, other.key)
 
@@ -53,12 +57,12 @@ def kept_by_a_rule(point: PointFacts, group: Sequence[PointFacts], policy: Polic
 
 def must_stay(point: PointFacts, among: Sequence[PointFacts], policy: Policy) -> bool:
     """Whether no rule and no lack of space may ever take a point."""
-    if point.key in policy.pinned or not point.readable:
+    if point.key in policy.pinned or not point.readable or point.foreign:
         return True
     for group in (
-        [other for other in among if other.readable],
-        [other for other in among if other.readable and other.sound],
-        [other for other in among if other.readable and other.sound and other.verified],
+        [other for other in among if counts(other)],
+        [other for other in among if counts(other) and other.sound],
+        [other for other in among if counts(other) and other.sound and other.verified],
     ):
         if point in group:
             if all(not is_younger(other, point) for other in group):
@@ -85,8 +89,8 @@ def remaining(points: Sequence[PointFacts], policy: Policy, now_ns: int, free: i
     for name in {point.set_name for point in points}:
         own = [point for point in points if point.set_name == name]
         for group in (
-            [point for point in own if point.readable],
-            [point for point in own if point.readable and point.sound],
+            [point for point in own if counts(point)],
+            [point for point in own if counts(point) and point.sound],
         ):
             wanted |= {p.key for p in group if kept_by_a_rule(p, group, policy, now_ns)}
         wanted |= {point.key for point in own if must_stay(point, own, policy)}
