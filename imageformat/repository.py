@@ -26,6 +26,7 @@ from imageformat.formats import is_listed, open_image
 from imageformat.formats.native import PLUGIN as NATIVE
 from imageformat.layer import Ancestor, Opening
 from imageformat.lineage import Member, standings
+from imageformat.retired import hidden_keys
 from imageformat.secrets import NO_SECRETS
 from imageformat.siblings import Siblings
 
@@ -141,7 +142,7 @@ class Repository:
 
     Opened image files are shared by all chains and closed with the repository. ``only_set`` limits it to
     one folder; ``also`` is the key of a file that counts as an image whatever its suffix; ``access`` is what
-    the user gave to open images with.
+    the user gave to open images with; ``whole`` shows files that a merge hides as well.
     """
 
     def __init__(
@@ -152,8 +153,10 @@ class Repository:
         also: str | None = None,
         capacity: int | None = None,
         access: Access = NO_ACCESS,
+        whole: bool = False,
     ) -> None:
         self.storage = storage
+        self._whole = whole
         self._access = access
         self.cache = BlockCache() if capacity is None else BlockCache(capacity)
         self._only_set = only_set
@@ -175,7 +178,8 @@ class Repository:
         prefix = f"{name}/" if name else ""
         known = decode_catalog(self.storage.load_cache(prefix))
         entries = []
-        for stored in self._objects(prefix):
+        objects = self._objects(prefix)
+        for stored in objects:
             if is_listed(stored.key) or stored.key == self._also:
                 entry = known.get(stored.key)
                 if entry is None or entry.fingerprint != stored.fingerprint or entry.problem:
@@ -185,6 +189,9 @@ class Repository:
         current = [entry for _, entry in entries if entry.problem is None]
         if current != list(known.values()):
             self.storage.save_cache(prefix, encode_catalog(current))
+        hidden = hidden_keys(self.storage, prefix, {stored.key for stored in objects})
+        if not self._whole:
+            entries = [(stored, entry) for stored, entry in entries if stored.key not in hidden]
         result = ImageSet(name, prefix, _order(name, entries))
         with self._lock:
             self._best[name] = _best_by_identity(result.points)
@@ -279,12 +286,16 @@ class Repository:
 
     def close(self) -> None:
         """Close every image file and the storage; idempotent."""
+        self.release()
+        self.storage.close()
+
+    def release(self) -> None:
+        """Close every image file, but not the storage; idempotent."""
         with self._lock:
             for layer in (*self._layers.values(), *self._replaced):
                 layer.close()
             self._layers.clear()
             self._replaced.clear()
-        self.storage.close()
 
 
 def _is_one_line(points: Sequence[Point]) -> bool:

@@ -37,6 +37,7 @@ COMMANDS = {
     "verify": "Prove every block; name every damaged file.",
     "restore": "Write a point to a disk, a partition or a file.",
     "convert": "Turn any readable image into another format.",
+    "retention": "Delete the points that no rule keeps, or simulate it.",
     "doctor": "Show what works on this machine, and mend the rest.",
 }
 """In the order in which people need them; each summary fits on its line of the help."""

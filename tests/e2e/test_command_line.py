@@ -53,7 +53,7 @@ def test_help_that_cannot_be_written(arguments: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [("mountfs re", {"restore"}), ("mountfs restore --v", {"--verify", "--verbose"})]
+    ("words", "expected"), [("mountfs rest", {"restore"}), ("mountfs restore --v", {"--verify", "--verbose"})]
 )
 def test_completion(words: str, expected: set[str]) -> None:
     asked = {"_MOUNTFS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}

@@ -283,6 +283,16 @@ class NativeLayer:
         found = self._decode_block(ref, frame)
         return found if isinstance(found, bytes) else found.older
 
+    def frame(self, ref: BlockRef) -> tuple[FrameHeader, memoryview]:
+        """Return the frame of a block as it is stored: proven, but not decoded.
+
+        Raises:
+            CorruptImageError: it is damaged.
+        """
+        ((_, stored),) = self._stored((ref,))
+        with _Located(self._where(ref)):
+            return self._prove_stored(stored, _Wanted(FrameKind.BLOCK, ref.block, ref.raw_length, ref.digest))
+
     def _stored(self, refs: Sequence[BlockRef]) -> Iterator[tuple[BlockRef, memoryview]]:
         """Read frames, one range read per run of neighbours."""
         position = 0

@@ -1,0 +1,52 @@
+"""Spans of time, sizes and shares as people type them."""
+
+from __future__ import annotations
+
+import re
+
+from imageformat.errors import UsageError
+
+_SPANS = {"h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
+_SIZES = {"": 1, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
+_SIZE = re.compile(r"(\d{1,19})(?:\.(\d{1,3}))? ?(?:([KMGTP])(?:i?B)?)?", re.ASCII | re.IGNORECASE)
+_LONGEST = 1000 * _SPANS["y"]
+_LARGEST = 1 << 60
+
+
+def parse_span(text: str) -> int:
+    """Return seconds: ``36h``, ``30d``, ``8w``, ``2y`` (of 365 days).
+
+    Raises:
+        UsageError: it is no span of time, or one longer than 1000 years.
+    """
+    match = re.fullmatch(r"(\d{1,9}) ?([hdwy])", text, re.ASCII)
+    if match is None or int(match[1]) * _SPANS[match[2]] > _LONGEST:
+        raise UsageError(f"'{text}' is no span of time: use 36h, 30d, 8w or 2y")
+    return int(match[1]) * _SPANS[match[2]]
+
+
+def parse_size(text: str) -> int:
+    """Return bytes: ``4096``, ``500M``, ``20GiB``; units are powers of 1024.
+
+    Raises:
+        UsageError: it is no size, or one above 1 EiB.
+    """
+    match = _SIZE.fullmatch(text)
+    unit = (match[3] or "").upper() if match else ""
+    if match is None or (match[2] and not unit):
+        raise UsageError(f"'{text}' is no size: use 500M, 20G or 1.5T")
+    scale = 1 << _SIZES[unit] if unit else 1
+    size = int(match[1]) * scale + int((match[2] or "0").ljust(3, "0")) * scale // 1000
+    if size > _LARGEST:
+        raise UsageError(f"'{text}' is more than there can be")
+    return size
+
+
+def parse_part(text: str, whole: int) -> int:
+    """Return bytes from a size, or from a share of ``whole``: ``10%``.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    match = re.fullmatch(r"(\d{1,2}|100) ?%", text, re.ASCII)
+    return whole * int(match[1]) // 100 if match is not None else parse_size(text)
