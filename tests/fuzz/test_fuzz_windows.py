@@ -34,10 +34,24 @@ def _inside(raw: bytes, at: int, length: int) -> bool:
     return at >= 20 and at + length <= len(raw)
 
 
+def test_no_single_byte_makes_an_access_list_reach_out_of_itself() -> None:
+    sound = 0
+    for at in range(len(_GOOD)):
+        for value in range(256):
+            raw = _GOOD[:at] + bytes([value]) + _GOOD[at + 1 :]
+            if is_sound(raw):
+                _check_inside(raw)
+                sound += 1
+    assert sound > len(_GOOD), "most bytes are of names and rights"
+
+
 @given(st.one_of(mutated(_GOOD), st.binary(max_size=200)))
 def test_a_sound_access_list_lies_inside_of_itself(raw: bytes) -> None:
-    if not is_sound(raw):
-        return
+    if is_sound(raw):
+        _check_inside(raw)
+
+
+def _check_inside(raw: bytes) -> None:
     control, owner, group, sacl, dacl = struct.unpack_from("<2xHIIII", raw)
     for sid in (owner, group):
         assert _inside(raw, sid, 8 + 4 * raw[sid + 1])

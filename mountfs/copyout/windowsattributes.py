@@ -1,0 +1,147 @@
+r"""Attributes of what was copied to NTFS on Windows: `Place` in the calls of Windows.
+
+Access and write time, creation time and DOS attributes go in one structure, named streams are written as
+streams, and an access list is set where the privilege allows. Modes and owners of POSIX are not turned into
+anything. Sources: FILE_BASIC_INFO, SetFileInformationByHandle, SetFileSecurity in the documentation of the
+Windows API; [MS-DTYP] 2.4.7 for the parts of a descriptor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+import sys
+from typing import TYPE_CHECKING, Protocol
+
+from mountfs.ntsecurity import is_sound
+from mountfs.windowsnames import to_windows_name
+from mountfs.windowsview import to_filetime
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OWNER, GROUP, DACL = 0x1, 0x2, 0x4
+
+_BASIC = struct.Struct("<qqqqI4x")
+_STREAM = b"user."
+_ATTRIBUTES, _BIRTH, _ACL = b"system.ntfs_attrib", b"system.ntfs_crtime", b"system.ntfs_acl"
+_SETTABLE = 0x1 | 0x2 | 0x4 | 0x20 | 0x100 | 0x2000
+"""Read-only, hidden, system, archive, temporary, not indexed ([MS-FSCC] 2.6)."""
+_NORMAL = 0x80
+
+
+class WindowsCalls(Protocol):
+    """What is asked of Windows; each raises OSError."""
+
+    def set_basic_info(self, path: str, structure: bytes) -> None:
+        """Set times and attributes of a file or folder, of a link itself: FILE_BASIC_INFO, 40 bytes."""
+        ...
+
+    def set_security(self, path: str, parts: int, descriptor: bytes) -> None:
+        """Set the named parts of a security descriptor."""
+        ...
+
+    def write_stream(self, path: str, data: bytes) -> None:
+        """Write a whole named stream: ``path:name``."""
+        ...
+
+
+def basic_info(*, created: int = 0, accessed: int = 0, written: int = 0, attributes: int = 0) -> bytes:
+    """Return a FILE_BASIC_INFO; times in units of 100 ns since 1601, and 0 leaves a field as it is."""
+    return _BASIC.pack(created, accessed, written, 0, attributes)
+
+
+def long_path(path: Path) -> str:
+    r"""Return an absolute path in the form that has no limit of 260 characters: ``\\?\C:\...``."""
+    text = str(path)
+    if text.startswith("\\\\?\\"):
+        return text
+    if text.startswith("\\\\"):
+        return "\\\\?\\UNC\\" + text[2:]
+    return "\\\\?\\" + text
+
+
+class WindowsPlace:
+    """A file or folder by its path. See `mountfs.copyout.attributes.Place`.
+
+    An attribute that Windows has no place for is refused with ENOTSUP, so that its loss is reported.
+    """
+
+    def __init__(self, path: Path, calls: WindowsCalls) -> None:
+        self._path = path
+        self._long = long_path(path)
+        self._calls = calls
+
+    def status(self) -> os.stat_result:
+        """See `Place`."""
+        return self._path.lstat()
+
+    def set_owner(self, uid: int, gid: int) -> None:
+        """Nothing: numbers of users mean nothing to Windows, and reading back reports it."""
+
+    def set_mode(self, mode: int) -> None:
+        """Nothing: see `set_owner`."""
+
+    def set_times(self, times: tuple[int, int]) -> None:
+        """See `Place`; exact to 100 ns."""
+        accessed, written = (to_filetime(time_ns) for time_ns in times)
+        self._calls.set_basic_info(self._long, basic_info(accessed=accessed, written=written))
+
+    def set_attribute(self, name: bytes, value: bytes) -> None:
+        """See `Place`: ``user.NAME`` is a named stream; what only NTFS has goes where NTFS has it."""
+        if name.startswith(_STREAM):
+            stream = to_windows_name(name.removeprefix(_STREAM))
+            self._calls.write_stream(f"{self._long}:{stream}", value)
+        elif name == _ATTRIBUTES and len(value) == 4:
+            settable = int.from_bytes(value, "little") & _SETTABLE
+            self._calls.set_basic_info(self._long, basic_info(attributes=settable or _NORMAL))
+        elif name == _BIRTH and len(value) == 8:
+            created = min(int.from_bytes(value, "little"), (1 << 63) - 1)
+            self._calls.set_basic_info(self._long, basic_info(created=created))
+        elif name == _ACL and is_sound(value):
+            self._calls.set_security(self._long, OWNER | GROUP | DACL, value)
+        else:
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+
+if sys.platform == "win32":
+    _WRITE_ATTRIBUTES, _SHARE_ALL, _OPEN_EXISTING = 0x100, 0x7, 3
+    _BACKUP_SEMANTICS, _OPEN_REPARSE_POINT = 0x02000000, 0x00200000
+    _FILE_BASIC_INFO = 0
+    _INVALID_HANDLE = ctypes.c_void_p(-1).value
+
+    class Kernel:
+        """`WindowsCalls` of this machine."""
+
+        def __init__(self) -> None:
+            self._kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+            self._kernel.CreateFileW.restype = ctypes.c_void_p
+            self._security = ctypes.WinDLL("advapi32", use_last_error=True)
+
+        def set_basic_info(self, path: str, structure: bytes) -> None:
+            """See `WindowsCalls`."""
+            flags = _BACKUP_SEMANTICS | _OPEN_REPARSE_POINT
+            handle = self._kernel.CreateFileW(
+                ctypes.c_wchar_p(path), _WRITE_ATTRIBUTES, _SHARE_ALL, None, _OPEN_EXISTING, flags, None
+            )
+            if handle is None or handle == _INVALID_HANDLE:
+                raise ctypes.WinError(ctypes.get_last_error())
+            try:
+                if not self._kernel.SetFileInformationByHandle(
+                    ctypes.c_void_p(handle), _FILE_BASIC_INFO, structure, len(structure)
+                ):
+                    raise ctypes.WinError(ctypes.get_last_error())
+            finally:
+                self._kernel.CloseHandle(ctypes.c_void_p(handle))
+
+        def set_security(self, path: str, parts: int, descriptor: bytes) -> None:
+            """See `WindowsCalls`."""
+            if not self._security.SetFileSecurityW(ctypes.c_wchar_p(path), parts, descriptor):
+                raise ctypes.WinError(ctypes.get_last_error())
+
+        def write_stream(self, path: str, data: bytes) -> None:
+            """See `WindowsCalls`."""
+            with open(path, "wb") as file:  # noqa: PTH123 (pathlib would take the colon apart)
+                file.write(data)
