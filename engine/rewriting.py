@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from engine.plan import image_name
 from imageformat.codec import DEFAULT_LEVEL, MIN_DELTA_LENGTH, Codec
 from imageformat.errors import UnsupportedFeatureError, VerificationError
-from imageformat.formats.native.index import RECORD_SIZE, STATE_AT
+from imageformat.formats.native.index import STATE_AT
 from imageformat.formats.native.older import ParentBlocks
 from imageformat.formats.native.reader import native_layers, resolved_index
 from imageformat.formats.native.structs import (
@@ -21,6 +21,7 @@ from imageformat.formats.native.structs import (
     FOREIGN_BASE,
     NO_ROOT,
     NO_UUID,
+    RECORD_SIZE,
     ExtensionType,
     Header,
     Record,

@@ -170,7 +170,7 @@ def test_a_chain_that_does_not_open_stops_it(kept: Kept) -> None:
     assert numbers(kept) == list(range(1, 11))
 
 
-@pytest.mark.parametrize("most", [6, pytest.param(1000, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("most", [4, pytest.param(1000, marks=pytest.mark.nightly)])
 def test_killed_at_any_deletion_all_that_is_left_is_whole_and_the_next_run_ends_it(
     kept: Kept, tmp_path: Path, most: int
 ) -> None:
@@ -200,6 +200,37 @@ def test_a_deletion_that_fails_is_told_and_leaves_whole_chains(kept: Kept) -> No
     assert "2 points of 6 were deleted before" in done.err
     assert len(numbers(kept)) == 8
     check(kept)
+
+
+def test_merging_leaves_only_what_a_rule_keeps(kept: Kept) -> None:
+    arguments = ("retention", kept.place, *PLAIN, "--merge", "--json")
+    told = mountfs(*arguments, "--dry-run").facts
+    assert [Path(name).name[:4] for name in told["merges"]] == ["0007", "0008"]
+    assert mountfs(*arguments, "--yes").facts == {**told, "dry_run": False}
+    assert numbers(kept) == [9, 10]
+    check(kept)
+    again = mountfs(*arguments, "--yes").facts
+    assert [point["action"] for point in again["points"]] == ["keep", "keep"]
+
+
+def test_merge_and_delete(kept: Kept) -> None:
+    assert "nothing was removed" in mountfs("merge", f"{kept.folder}@4..6", code=53).err
+    done = mountfs("merge", f"{kept.folder}@4..6", "--yes", "--json").facts
+    assert (done["removed"], done["rewritten"]) == ([4, 5], [6])
+    listed = mountfs("list", f"{kept.folder}@6", "--json").facts["sets"][0]["points"][0]
+    assert (listed["kind"], listed["state"], listed["depth"]) == ("full", "verified", 0)
+    done = mountfs("delete", f"{kept.folder}@1", "--yes", "--json").facts
+    assert (done["removed"], done["rewritten"]) == ([1], [2, 3])
+    assert "point 9 removed" in mountfs("delete", f"{kept.folder}@9", "--yes").out.decode()
+    assert numbers(kept) == [2, 3, 6, 7, 8, 10]
+    check(kept)
+    (kept.folder / "0099-inc-odd.mfi").write_bytes(b"odd")
+    mountfs("delete", f"{kept.folder}@0099-inc-odd.mfi", "--yes")
+    assert numbers(kept) == [2, 3, 6, 7, 8, 10]
+    mountfs("merge", f"{kept.folder}@3..2", "--yes", code=2)
+    mountfs("merge", f"{kept.folder}@3", "--yes", code=2)
+    mountfs("delete", kept.folder, "--yes", code=2)
+    mountfs("delete", f"{kept.folder}@1", "--yes", code=60)
 
 
 def test_simulation_of_years(tmp_path: Path) -> None:
