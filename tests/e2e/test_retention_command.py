@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 import xml.etree.ElementTree as ET
@@ -16,7 +17,7 @@ from imageformat.layer import ImageType
 from support.content import noise
 from support.points import Kept, digest_of
 from support.product import environment, mountfs
-from support.requirements import require_tool
+from support.requirements import require_root, require_tool, run
 from support.tracing import calls_in, spread, strace, touching
 
 HOUR = 3600 * 10**9
@@ -231,6 +232,26 @@ def test_merge_and_delete(kept: Kept) -> None:
     mountfs("merge", f"{kept.folder}@3", "--yes", code=2)
     mountfs("delete", kept.folder, "--yes", code=2)
     mountfs("delete", f"{kept.folder}@1", "--yes", code=60)
+
+
+@pytest.mark.root
+def test_a_disk_without_a_free_byte_is_freed(kept: Kept, tmp_path: Path) -> None:
+    require_root()
+    place = tmp_path / "small"
+    place.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=2M", "none", place)
+    try:
+        full = Kept(kept.source, place / "repo", kept.set_name, dict(kept.digests))
+        shutil.copytree(kept.place, full.place)
+        with contextlib.suppress(OSError), (place / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        assert shutil.disk_usage(place).free == 0
+        mountfs("retention", full.place, *PLAIN, "--free", "50K", "--yes")
+        assert numbers(full) == [7, 8, 9, 10]
+        check(full)
+    finally:
+        run("umount", place)
 
 
 def test_simulation_of_years(tmp_path: Path) -> None:
