@@ -163,6 +163,15 @@ def test_images_of_other_tools_stay(kept: Kept) -> None:
     assert numbers(kept) == [7, 8, 9, 10]
 
 
+def test_sets_that_lose_nothing_are_not_touched(kept: Kept) -> None:
+    other = kept.place / "machines"
+    other.mkdir()
+    (other / "machine.qcow2").write_bytes(b"anything")
+    mountfs("retention", kept.place, *PLAIN, "--yes")
+    assert [path.name for path in other.iterdir()] == ["machine.qcow2"]
+    assert numbers(kept) == [7, 8, 9, 10]
+
+
 def test_a_chain_that_does_not_open_stops_it(kept: Kept) -> None:
     with kept.file_of(9).open("r+b") as image:
         image.seek(-600, 2)
