@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from engine.merge import finish_removal
 from engine.plan import NATIVE_SUFFIX
 from engine.policy import PointFacts
 from imageformat.errors import SetBusyError
@@ -66,7 +67,9 @@ def expire(
 ) -> None:
     """Delete what was agreed to go, if ``plan`` still says just that; ``report`` is told each that is gone.
 
-    The sets are locked meanwhile. First every chain that is to stay is opened and proven.
+    Sets that lose points are locked meanwhile; what an interrupted merge left there is cleared up. Before
+    the first deletion every chain that is to stay is opened and proven. What is to be merged is left alone:
+    see `engine.merge.remove_points`.
 
     Raises:
         SetBusyError: another writes there, or what was agreed is no longer what the plan says.
@@ -75,8 +78,9 @@ def expire(
             whole.
     """
     with ExitStack() as locks:
-        for name in sorted(set_names):
+        for name in sorted({point.set_name for point in (*agreed.deletions, *agreed.merges)}):
             locks.enter_context(repository.storage.exclusive(f"{name}/"))
+            finish_removal(repository, name)
         points = {point.key: point for name in set_names for point in repository.image_set(name).points}
         current = plan(facts_of(points.values()))
         if current.refusals or (current.deletions, current.merges) != (agreed.deletions, agreed.merges):

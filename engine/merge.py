@@ -132,7 +132,12 @@ def remove_points(
         retired = _children_first((*plan.gone, *plan.rewritten))
         if plan.rewritten:
             _write_anew(storage, set_name, plan, report)
-            _publish(storage, image_set.prefix, OLD_JOURNAL, retired)
+            try:
+                _publish(storage, image_set.prefix, OLD_JOURNAL, retired)
+            except BaseException:
+                with contextlib.suppress(MountfsError):
+                    finish_removal(repository, set_name)
+                raise
             finish_removal(repository, set_name)
         else:
             for key in retired:

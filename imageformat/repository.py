@@ -191,6 +191,7 @@ class Repository:
             self.storage.save_cache(prefix, encode_catalog(current))
         hidden = hidden_keys(self.storage, prefix, {stored.key for stored in objects})
         if not self._whole:
+            hidden -= {self._also}
             entries = [(stored, entry) for stored, entry in entries if stored.key not in hidden]
         result = ImageSet(name, prefix, _order(name, entries))
         with self._lock:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from imageformat.errors import CorruptImageError, MountfsError
+from imageformat.errors import CorruptImageError, MountfsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -32,11 +32,11 @@ def encode_journal(names: Sequence[str]) -> bytes:
     """Return the bytes of a journal.
 
     Raises:
-        ValueError: it would be larger than what is read back.
+        UsageError: it would be larger than what is read back.
     """
     data = msgspec.json.encode(_Journal(1, list(names)))
     if len(data) > _MAX_SIZE:
-        raise ValueError(f"{len(names)} files are more than a journal holds")
+        raise UsageError(f"{len(names)} files are more than can be replaced at once; merge fewer points")
     return data
 
 

@@ -37,6 +37,8 @@ COMMANDS = {
     "verify": "Prove every block; name every damaged file.",
     "restore": "Write a point to a disk, a partition or a file.",
     "convert": "Turn any readable image into another format.",
+    "merge": "Fold neighbouring points into the youngest of them.",
+    "delete": "Take a point out of a set, wherever it stands.",
     "retention": "Delete the points that no rule keeps, or simulate it.",
     "doctor": "Show what works on this machine, and mend the rest.",
 }

@@ -14,6 +14,7 @@ from engine.merge import MergePlan, finish_removal, plan_removal, points_between
 from imageformat.errors import DestinationFullError, MountfsError, UsageError
 from imageformat.layer import ImageType
 from imageformat.repository import ImageSet, Point
+from imageformat.selection import opened_location
 from imageformat.storage.local import LocalObjectWriter
 from support.content import mixture, noise
 from support.points import Kept
@@ -76,7 +77,7 @@ def roots(kept: Kept) -> dict[int, bytes]:
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(8), *(pytest.param(n, marks=pytest.mark.nightly) for n in range(8, 120))]
+    "seed", [*range(5), *(pytest.param(n, marks=pytest.mark.nightly) for n in range(5, 120))]
 )
 def test_whatever_is_removed_the_rest_is_the_same(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
@@ -145,6 +146,15 @@ def test_frames_are_copied_as_they_are(tmp_path: Path) -> None:
     assert [point.info.type for point in image_set(kept).points if point.info] == [FULL, INC]
 
 
+def test_a_file_that_is_hidden_can_still_be_named(tmp_path: Path) -> None:
+    kept = three(tmp_path / "set")
+    text = f'{{"version":1,"names":["{kept.file_of(4).name}"]}}'
+    (kept.folder / "merge-new.journal").write_text(text, "utf-8")
+    assert set(by_number(kept)) == {1, 2, 3}
+    with opened_location(str(kept.file_of(4))) as location:
+        assert location.point().number == 4
+
+
 def test_the_points_between_two(tmp_path: Path) -> None:
     kept = three(tmp_path / "set")
     points = by_number(kept)
@@ -195,14 +205,18 @@ def test_a_journal_never_takes_what_a_visible_point_stands_on(tmp_path: Path) ->
     assert UUID(int=0) not in {point.info.id for point in image_set(kept).points if point.info}
 
 
-def test_a_full_destination_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("which", [1, 2, 3, 4, 5])
+def test_a_full_destination_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    """Whatever cannot be published: a journal, one of three images, the journal of the old ones."""
     kept = three(tmp_path / "set")
     published = LocalObjectWriter.commit
     calls = []
 
     def commit(self: LocalObjectWriter, check: object = None) -> None:
         calls.append(self)
-        if len(calls) == 3:
+        if len(calls) == which:
             raise DestinationFullError("no space left")
         published(self, check)  # type: ignore[arg-type]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 import xml.etree.ElementTree as ET
@@ -16,7 +17,7 @@ from imageformat.layer import ImageType
 from support.content import noise
 from support.points import Kept, digest_of
 from support.product import environment, mountfs
-from support.requirements import require_tool
+from support.requirements import require_root, require_tool, run
 from support.tracing import calls_in, spread, strace, touching
 
 HOUR = 3600 * 10**9
@@ -162,6 +163,15 @@ def test_images_of_other_tools_stay(kept: Kept) -> None:
     assert numbers(kept) == [7, 8, 9, 10]
 
 
+def test_sets_that_lose_nothing_are_not_touched(kept: Kept) -> None:
+    other = kept.place / "machines"
+    other.mkdir()
+    (other / "machine.qcow2").write_bytes(b"anything")
+    mountfs("retention", kept.place, *PLAIN, "--yes")
+    assert [path.name for path in other.iterdir()] == ["machine.qcow2"]
+    assert numbers(kept) == [7, 8, 9, 10]
+
+
 def test_a_chain_that_does_not_open_stops_it(kept: Kept) -> None:
     with kept.file_of(9).open("r+b") as image:
         image.seek(-600, 2)
@@ -170,7 +180,7 @@ def test_a_chain_that_does_not_open_stops_it(kept: Kept) -> None:
     assert numbers(kept) == list(range(1, 11))
 
 
-@pytest.mark.parametrize("most", [6, pytest.param(1000, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("most", [4, pytest.param(1000, marks=pytest.mark.nightly)])
 def test_killed_at_any_deletion_all_that_is_left_is_whole_and_the_next_run_ends_it(
     kept: Kept, tmp_path: Path, most: int
 ) -> None:
@@ -200,6 +210,57 @@ def test_a_deletion_that_fails_is_told_and_leaves_whole_chains(kept: Kept) -> No
     assert "2 points of 6 were deleted before" in done.err
     assert len(numbers(kept)) == 8
     check(kept)
+
+
+def test_merging_leaves_only_what_a_rule_keeps(kept: Kept) -> None:
+    arguments = ("retention", kept.place, *PLAIN, "--merge", "--json")
+    told = mountfs(*arguments, "--dry-run").facts
+    assert [Path(name).name[:4] for name in told["merges"]] == ["0007", "0008"]
+    assert mountfs(*arguments, "--yes").facts == {**told, "dry_run": False}
+    assert numbers(kept) == [9, 10]
+    check(kept)
+    again = mountfs(*arguments, "--yes").facts
+    assert [point["action"] for point in again["points"]] == ["keep", "keep"]
+
+
+def test_merge_and_delete(kept: Kept) -> None:
+    assert "nothing was removed" in mountfs("merge", f"{kept.folder}@4..6", code=53).err
+    done = mountfs("merge", f"{kept.folder}@4..6", "--yes", "--json").facts
+    assert (done["removed"], done["rewritten"]) == ([4, 5], [6])
+    listed = mountfs("list", f"{kept.folder}@6", "--json").facts["sets"][0]["points"][0]
+    assert (listed["kind"], listed["state"], listed["depth"]) == ("full", "verified", 0)
+    done = mountfs("delete", f"{kept.folder}@1", "--yes", "--json").facts
+    assert (done["removed"], done["rewritten"]) == ([1], [2, 3])
+    assert "point 9 removed" in mountfs("delete", f"{kept.folder}@9", "--yes").out.decode()
+    assert numbers(kept) == [2, 3, 6, 7, 8, 10]
+    check(kept)
+    (kept.folder / "0099-inc-odd.mfi").write_bytes(b"odd")
+    mountfs("delete", f"{kept.folder}@0099-inc-odd.mfi", "--yes")
+    assert numbers(kept) == [2, 3, 6, 7, 8, 10]
+    mountfs("merge", f"{kept.folder}@3..2", "--yes", code=2)
+    mountfs("merge", f"{kept.folder}@3", "--yes", code=2)
+    mountfs("delete", kept.folder, "--yes", code=2)
+    mountfs("delete", f"{kept.folder}@1", "--yes", code=60)
+
+
+@pytest.mark.root
+def test_a_disk_without_a_free_byte_is_freed(kept: Kept, tmp_path: Path) -> None:
+    require_root()
+    place = tmp_path / "small"
+    place.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=2M", "none", place)
+    try:
+        full = Kept(kept.source, place / "repo", kept.set_name, dict(kept.digests))
+        shutil.copytree(kept.place, full.place)
+        with contextlib.suppress(OSError), (place / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        assert shutil.disk_usage(place).free == 0
+        mountfs("retention", full.place, *PLAIN, "--free", "50K", "--yes")
+        assert numbers(full) == [7, 8, 9, 10]
+        check(full)
+    finally:
+        run("umount", place)
 
 
 def test_simulation_of_years(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import typer
 
 from engine.expire import expire, facts_of
+from engine.merge import plan_removal
 from engine.policy import SECOND_NS, PointFacts, Policy
 from engine.retention import RetentionPlan, Trouble, Verdict, plan_retention
 from engine.simulation import MAX_YEARS, Schedule, simulate
@@ -27,6 +28,7 @@ from mountfs.cli.chart import svg_chart, text_chart
 from mountfs.cli.command import command
 from mountfs.cli.images import parse_name
 from mountfs.cli.quantities import parse_part, parse_size, parse_span
+from mountfs.cli.removal import carry_out
 from mountfs.cli.render import Cell, Column, Renderer, counted, format_size, format_time
 from mountfs.session import Session
 
@@ -76,7 +78,9 @@ FullEvery = Annotated[
 ]
 FullSize = Annotated[str, typer.Option("--full-size", metavar="SIZE", help="simulate: of a full image.")]
 IncSize = Annotated[str, typer.Option("--inc-size", metavar="SIZE", help="simulate: of an increment.")]
-Merge = Annotated[bool, typer.Option("--merge", help="simulate: as if what is only stood on was merged.")]
+Merge = Annotated[
+    bool, typer.Option("--merge", help="Merge what others stand on into them instead of keeping it.")
+]
 Svg = Annotated[
     Path | None, typer.Option("--svg", metavar="FILE", help="simulate: draw it there.", show_default=False)
 ]
@@ -114,6 +118,7 @@ def run(
     zone: Zone = None,
     max_share: Share = 50,
     despite: Despite = None,
+    merge: Merge = False,
     dry_run: DryRun = False,
     yes: Yes = False,
     years: Years = 5,
@@ -121,7 +126,6 @@ def run(
     full_every: FullEvery = 0,
     full_size: FullSize = "100G",
     inc_size: IncSize = "1G",
-    merge: Merge = False,
     svg: Svg = None,
 ) -> None:
     """Delete the points that no rule keeps, from the youngest of a chain to the oldest.
@@ -140,6 +144,7 @@ def run(
         monthly=monthly,
         yearly=yearly,
         within_ns=parse_span(within) * SECOND_NS if within is not None else 0,
+        fold=merge,
         zone=_zone(zone),
         largest_share=max_share / 100,
     )
@@ -150,10 +155,10 @@ def run(
         schedule = Schedule(
             start, years, _interval(every), full_every, parse_size(full_size), parse_size(inc_size)
         )
-        _simulate(out, replace(policy, fold=merge), schedule, svg)
+        _simulate(out, policy, schedule, svg)
         return
-    if merge or svg is not None:
-        raise UsageError(f"--merge and --svg belong to: mountfs retention {SIMULATE}")
+    if svg is not None:
+        raise UsageError(f"--svg belongs to: mountfs retention {SIMULATE}")
     name = parse_name(place)
     if name.selector is not None:
         raise UsageError(f"{place} names a point; retention judges whole sets; to keep it, use --pin")
@@ -178,7 +183,7 @@ def run(
         plan = judge(facts_of(point for image_set in sets for point in image_set.points))
         _show(out, plan, dry_run=dry_run)
         _check(out, plan)
-        if plan.deletions and not dry_run:
+        if (plan.deletions or plan.merges) and not dry_run:
             _confirm(out, plan, yes=yes)
             _expire(out, location.repository, [image_set.name for image_set in sets], plan, judge)
         _conclude(out, plan, dry_run=dry_run)
@@ -228,7 +233,7 @@ def _show(out: Renderer, plan: RetentionPlan, *, dry_run: bool) -> None:
     out.table("", _COLUMNS, map(_row, plan.verdicts))
     for warning in plan.warnings:
         out.warning(warning)
-    if dry_run or plan.refusals or not plan.deletions:
+    if dry_run or plan.refusals or not (plan.deletions or plan.merges):
         out.result(_result(plan, dry_run=dry_run))
 
 
@@ -258,6 +263,7 @@ def _result(plan: RetentionPlan, *, dry_run: bool) -> dict[str, object]:
             for verdict in plan.verdicts
         ],
         "deletions": [point.key for point in plan.deletions],
+        "merges": [point.key for point in plan.merges],
         "freed": plan.freed,
         "refusals": [
             {"trouble": refusal.trouble.value, "message": refusal.message} for refusal in plan.refusals
@@ -285,7 +291,8 @@ def _check(out: Renderer, plan: RetentionPlan) -> None:
 
 
 def _confirm(out: Renderer, plan: RetentionPlan, *, yes: bool) -> None:
-    question = f"delete {counted(len(plan.deletions), 'point')} ({format_size(plan.freed)})?"
+    merges = f" and merge {counted(len(plan.merges), 'point')} into others" if plan.merges else ""
+    question = f"delete {counted(len(plan.deletions), 'point')} ({format_size(plan.freed)}){merges}?"
     if not yes and not out.confirm(question):
         raise NotConfirmedError("nothing was deleted; answer yes, or use --yes in scripts")
 
@@ -309,17 +316,21 @@ def _expire(
         if gone:
             error.add_note(f"{counted(len(gone), 'point')} of {len(plan.deletions)} were deleted before")
         raise
+    for name in dict.fromkeys(point.set_name for point in plan.merges):
+        keys = {point.key for point in plan.merges if point.set_name == name}
+        carry_out(out, repository, name, plan_removal(repository.image_set(name), keys))
     out.result(_result(plan, dry_run=False))
 
 
 def _conclude(out: Renderer, plan: RetentionPlan, *, dry_run: bool) -> None:
-    stays = len(plan.verdicts) - len(plan.deletions)
-    if not plan.deletions:
+    stays = len(plan.verdicts) - len(plan.deletions) - len(plan.merges)
+    if not plan.deletions and not plan.merges:
         out.line(f"nothing to delete; {counted(stays, 'point')} kept")
         return
-    verb = "would be deleted" if dry_run else "deleted"
+    be = "would be " if dry_run else ""
+    merged = f", {counted(len(plan.merges), 'point')} {be}merged" if plan.merges else ""
     out.line(
-        f"{counted(len(plan.deletions), 'point')} {verb}, {format_size(plan.freed)} free; "
+        f"{counted(len(plan.deletions), 'point')} {be}deleted, {format_size(plan.freed)} free{merged}; "
         f"{counted(stays, 'point')} kept"
     )
 
