@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import mmap
+import os
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from e2e.test_fs_images_good import CASES as STORED_CASES
+from e2e.test_fs_images_good import unpack
 from imageformat.device import MemoryDevice
 from imageformat.plugins import discover
 from mountfs import allocation
@@ -65,6 +68,16 @@ CASES = [
     pytest.param("exfat", ("mkfs.exfat", "-c", "128K"), 60, id="exfat of 128 KiB"),
     pytest.param("swap", ("mkswap",), 20, id="swap"),
 ]
+NAMES = {"ext2": "ext", "ext3": "ext", "ext4": "ext", **{f"fat{bits}": "fat" for bits in (12, 16, 32)}}
+STORED = {
+    parameter.values[0]["id"]: parameter.values[0]
+    for parameter in STORED_CASES
+    if parameter.values[0]["id"] != "pt-utillinux-dos+bsd"  # of partitions without anything in them
+    and {system["type"] for system in parameter.values[0]["filesystems"]}
+    & {"ext2", "ext3", "ext4", "ntfs", "vfat", "fat12", "fat16", "fat32", "exfat", "xfs", "btrfs"}
+}
+LARGE = {"xfs5-discutils-vhdx", "btrfs-discutils-vhdx", "ntfs-ptrn"}
+"""Of gigabytes, so that unpacking them takes long."""
 MOUNTED = {"ext": "ext4", "xfs": "xfs", "btrfs": "btrfs", "ntfs": "ntfs-3g", "exfat": "exfat-fuse"}
 
 
@@ -130,3 +143,24 @@ def test_the_map_of_an_xfs_of_either_version(options: str, tmp_path: Path) -> No
     path = tmp_path / "volume"
     make(path, ("mkfs.xfs", "-q", "-f", *options.split()), 300)
     assert ours(path, "xfs") == ORACLES["xfs"](path)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.nightly] if name in LARGE else []) for name in STORED]
+)
+def test_the_map_of_a_stored_image(name: str, tmp_path: Path) -> None:
+    disk = unpack(STORED[name], tmp_path)
+    volumes = [volume for volume in read_allocation(device_of(disk)).volumes if volume.type]
+    assert volumes
+    for volume in volumes:
+        kind = NAMES.get(volume.type, volume.type)
+        alone = tmp_path / "volume"
+        run(
+            *("dd", f"if={disk}", f"of={alone}", "bs=64K", "conv=sparse", "status=none"),
+            *("iflag=skip_bytes,count_bytes", f"skip={volume.offset}", f"count={volume.size}"),
+        )
+        os.truncate(alone, volume.size)
+        assert volume.reason == ""
+        wanted = ORACLES[kind](alone)
+        assert ours(alone, kind) == wanted
+        assert volume.free == sum(length for _, length in wanted) > 0

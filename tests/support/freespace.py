@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from support.requirements import require_tool, run
@@ -55,11 +56,10 @@ def xfs(path: Path) -> Ranges:
         _number(rf"^{name} = (\d+)", header) for name in ("blocksize", "agblocks", "agcount")
     )
     rows = re.findall(r"^ +(\d+) +(\d+) +(\d+) *$", _xfs_db(path, "freesp -d"), re.MULTILINE)
-    free = {
-        (int(group) * group_blocks + int(first) + n) * size
-        for group, first, count in rows
-        for n in range(int(count))
-    }
+    free = [
+        ((int(group) * group_blocks + int(first)) * size, int(count) * size) for group, first, count in rows
+    ]
+    taken: set[int] = set()
     for group in range(groups):
         header = _xfs_db(path, f"agf {group}", "p flfirst fllast flcount")
         first, last, count = (
@@ -67,10 +67,14 @@ def xfs(path: Path) -> Ranges:
         )
         listed = _xfs_list(_xfs_db(path, f"agfl {group}", "p bno"))
         order = [*range(first, last + 1)] if first <= last else [*range(first, len(listed)), *range(last + 1)]
-        own = {(group * group_blocks + listed[at]) * size for at in order[:count]}
-        assert own <= free
-        free -= own
-    return joined((start, size) for start in free)
+        taken |= {(group * group_blocks + listed[at]) * size for at in order[:count]}
+    return joined(part for start, length in free for part in _cut(start, length, taken, size))
+
+
+def _cut(start: int, length: int, taken: set[int], size: int) -> Ranges:
+    """What is left of a range without blocks."""
+    places = [start - size, *sorted(at for at in taken if start <= at < start + length), start + length]
+    return [(one + size, other - one - size) for one, other in pairwise(places)]
 
 
 def _xfs_db(path: Path, *commands: str) -> str:
@@ -129,7 +133,7 @@ def fat(path: Path) -> Ranges:
     large, size32 = struct.unpack_from("<II", raw, 32)
     data = reserved + tables * (size16 or size32) + root * 32 // sector
     count = ((small or large) - data) // per_cluster
-    bits = 12 if count < 4085 else 16 if count < 65525 else 32
+    bits = 32 if not size16 else 12 if count < 4085 else 16
     table = int.from_bytes(raw[reserved * sector : (reserved + (size16 or size32)) * sector], "little")
     if bits == 32:
         words = struct.unpack_from(f"<{count + 2}I", raw, reserved * sector)
