@@ -7,8 +7,11 @@ before that: they are not what is asked.
 
 from __future__ import annotations
 
+import json
+import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +58,9 @@ for name in ("msvcrt", "winreg"):
 sys.platform = "win32"
 del errno.ENOMEDIUM
 
+"""
+
+_IMPORT_ALL = r"""
 import engine, imageformat, mountfs
 failed = []
 for package in (imageformat, engine, mountfs):
@@ -72,12 +78,71 @@ print(len([name for name in sys.modules if name.split(".")[0] in {"engine", "ima
 
 def test_every_module_can_be_imported_on_windows() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT], capture_output=True, text=True, cwd=REPOSITORY, check=False
+        [sys.executable, "-c", _SCRIPT + _IMPORT_ALL],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        check=False,
     )
     *failed, number = done.stdout.splitlines() or ["0"]
     assert done.returncode == 0, done.stderr
     assert [line for line in failed if line] == []
     assert int(number) > 200
+
+
+_COMMANDS = r"""
+import errno, importlib, json
+msvcrt = sys.modules["msvcrt"]
+msvcrt.LK_NBLCK, msvcrt.held = 2, {}
+def locking(fd, mode, length):
+    key = os.fstat(fd).st_ino
+    if msvcrt.held.get(key, fd) != fd:
+        raise OSError(errno.EACCES, "denied")
+    msvcrt.held[key] = fd
+msvcrt.locking = locking
+winreg = sys.modules["winreg"]
+winreg.KEY_READ = winreg.KEY_WOW64_32KEY = winreg.HKEY_LOCAL_MACHINE = 0
+def open_key(*arguments):
+    raise FileNotFoundError(2, "no such key")
+winreg.OpenKey = open_key
+real_rename = os.rename
+class Move:
+    def __call__(self, source, target, flags):
+        if os.path.lexists(target):
+            return 0
+        real_rename(source, target)
+        return 1
+class Library:
+    MoveFileExW = Move()
+ctypes.WinDLL = lambda name, **options: Library
+ctypes.get_last_error = lambda: 183
+ctypes.WinError = lambda code: FileExistsError(17, "there already")
+os.O_BINARY = os.O_NOINHERIT = 0
+main = importlib.import_module("mountfs.cli.__main__").main
+sys.argv = ["mountfs", *json.loads(sys.argv[1])]
+main()
+"""
+
+
+def _on_windows(*words: str, code: int = 0) -> bytes:
+    command = [sys.executable, "-c", _SCRIPT + _COMMANDS, json.dumps(words)]
+    done = subprocess.run(command, capture_output=True, cwd=REPOSITORY, check=False)
+    assert done.returncode == code, done.stderr.decode()
+    return done.stdout
+
+
+def test_a_file_can_be_backed_up_looked_into_and_verified(tmp_path: Path) -> None:
+    disk, repository = tmp_path / "disk.img", str(tmp_path / "repository")
+    content = random.Random(7).randbytes(3 << 20)
+    disk.write_bytes(content)
+    _on_windows("backup", str(disk), repository)
+    disk.write_bytes(b"changed" + content[7:])
+    _on_windows("backup", str(disk), repository)
+    listed = json.loads(_on_windows("list", repository, "--json").splitlines()[0])
+    assert listed
+    _on_windows("verify", repository)
+    assert _on_windows("doctor", code=1).count(b"WinFsp") >= 1
+    _on_windows("mount", repository, str(tmp_path / "drive"), code=71)
 
 
 @pytest.mark.parametrize("name", ["fcntl", "resource"])
