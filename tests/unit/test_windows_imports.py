@@ -8,6 +8,7 @@ before that: they are not what is asked.
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from support.requirements import REPOSITORY
+from support.disks import make_ext4
+from support.requirements import REPOSITORY, require_tool
+from support.winfsp import unpacked
 
 _SCRIPT = r"""
 import ctypes, errno, os, pkgutil, signal, socket, subprocess, sys, types
@@ -124,9 +127,31 @@ main()
 """
 
 
-def _on_windows(*words: str, code: int = 0) -> bytes:
-    command = [sys.executable, "-c", _SCRIPT + _COMMANDS, json.dumps(words)]
-    done = subprocess.run(command, capture_output=True, cwd=REPOSITORY, check=False)
+_WITH_WINFSP = r"""
+import os, sys, threading
+sys.path.insert(0, "tests")
+from support import winfsp
+package = winfsp.load()
+def started(system, threads):
+    def use():
+        drive = winfsp.Drive(package, package.plumbing.ffi.from_handle(system.UserContext))
+        volume = next(name for name, _, _ in drive.open("\\").listing() if name.startswith("0-"))
+        content = drive.open(f"\\{volume}\\Hello\\WORLD").read_all()
+        print(drive.volume()[2], content.decode(), file=sys.stderr, flush=True)
+        signal.raise_signal(signal.SIGINT)
+    threading.Timer(0.2, use).start()
+    return 0
+package.plumbing.lib.FspFileSystemStartDispatcher = started
+"""
+
+
+def _on_windows(*words: str, code: int = 0, before: str = "", **more: str) -> bytes:
+    command = [sys.executable, "-c", before + _SCRIPT + _COMMANDS, json.dumps(words)]
+    environment = os.environ | more
+    done = subprocess.run(command, capture_output=True, cwd=REPOSITORY, check=False, env=environment)
+    if before:
+        assert done.returncode == code, done.stderr.decode()
+        return done.stderr
     assert done.returncode == code, done.stderr.decode()
     return done.stdout
 
@@ -143,6 +168,24 @@ def test_a_file_can_be_backed_up_looked_into_and_verified(tmp_path: Path) -> Non
     _on_windows("verify", repository)
     assert _on_windows("doctor", code=1).count(b"WinFsp") >= 1
     _on_windows("mount", repository, str(tmp_path / "drive"), code=71)
+
+
+def test_an_image_becomes_a_drive_by_the_command_line(tmp_path: Path) -> None:
+    require_tool("mke2fs")
+    unpacked()
+    (tmp_path / "content" / "hello").mkdir(parents=True)
+    (tmp_path / "content" / "hello" / "world").write_text("of linux")
+    image = make_ext4(tmp_path / "small.img", 8 << 20, populate_from=tmp_path / "content")
+    assert _on_windows("cat", f"{image}:0/hello/world") == b"of linux"
+    assert b"world" in _on_windows("ls", f"{image}:0/hello")
+    (tmp_path / "winfsp" / "bin").mkdir(parents=True)
+    place = tmp_path / "drive"
+    said = _on_windows(
+        "mount", str(image), str(place), before=_WITH_WINFSP, WINFSP_LIBRARY_PATH=str(tmp_path / "winfsp")
+    )
+    assert b"small.img of linux" in said
+    assert b"end it with: Ctrl-C" in said, "there is no background on Windows"
+    assert not place.exists()
 
 
 @pytest.mark.parametrize("name", ["fcntl", "resource"])
