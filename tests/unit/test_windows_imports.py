@@ -178,6 +178,7 @@ def test_an_image_becomes_a_drive_by_the_command_line(tmp_path: Path) -> None:
     image = make_ext4(tmp_path / "small.img", 8 << 20, populate_from=tmp_path / "content")
     assert _on_windows("cat", f"{image}:0/hello/world") == b"of linux"
     assert b"world" in _on_windows("ls", f"{image}:0/hello")
+    _on_windows("cp", f"{image}:0/hello", str(tmp_path), code=40)
     (tmp_path / "winfsp" / "bin").mkdir(parents=True)
     place = tmp_path / "drive"
     said = _on_windows(
