@@ -166,6 +166,8 @@ def test_a_file_can_be_backed_up_looked_into_and_verified(tmp_path: Path) -> Non
     listed = json.loads(_on_windows("list", repository, "--json").splitlines()[0])
     assert listed
     _on_windows("verify", repository)
+    _on_windows("restore", repository, str(tmp_path / "back.img"), code=40)
+    assert not (tmp_path / "back.img").exists()
     assert _on_windows("doctor", code=1).count(b"WinFsp") >= 1
     _on_windows("mount", repository, str(tmp_path / "drive"), code=71)
 
