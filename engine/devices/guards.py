@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -247,4 +248,6 @@ def _refuses_exclusive(path: str) -> bool:
 
 
 def _is_read_only(folder: Path) -> bool:
+    if sys.platform == "win32":
+        return False  # the first write tells
     return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)

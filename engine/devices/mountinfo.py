@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,8 @@ def _mount_id(path: Path, roots: SystemRoots) -> int | None:
 
     The longest mount point above a path can be wrong: a later mount may cover it.
     """
+    if sys.platform == "win32":
+        return None
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:

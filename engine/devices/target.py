@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -79,6 +80,10 @@ def open_target(
         TargetInUseError, TargetTooSmallError, DestinationReadOnlyError, DestinationFullError,
         AccessDeniedError, NotFoundError, UsageError, DestinationError
     """
+    if sys.platform == "win32":
+        raise DestinationError(
+            "disks and images are not written on Windows yet: mount with --disk and copy disk.img"
+        )
     facts = target_facts(path, roots=roots) if expected is None else expected
     if not facts.is_device:
         return FileTarget.create(facts, size, sector_size=sector_size)

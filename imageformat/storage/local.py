@@ -95,7 +95,8 @@ class LocalObjectWriter:
         done = self._direct.pwrite(self._flushed, view)
         try:
             while done < len(view) and (all_of_it or not done or len(view) - done >= ALIGNMENT):
-                done += system.pwrite(self._fd, view[done:], self._flushed + done)
+                with view[done:] as rest:  # released also where an error keeps it: the buffer shrinks below
+                    done += system.pwrite(self._fd, rest, self._flushed + done)
                 self._push(self._flushed + done)
         finally:
             view.release()

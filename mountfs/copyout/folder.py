@@ -205,7 +205,10 @@ def open_folder(path: bytes) -> Folder:
 
     Raises:
         MountfsError: it is not there, not a folder, or not accessible.
+        DestinationError: Windows cannot hold a folder open by name and step from it.
     """
+    if sys.platform == "win32":
+        raise DestinationError("cp does not write on Windows yet: mount the image and copy from the drive")
     try:
         return Folder(os.open(path, os.O_RDONLY | _FOLDER), b"", fresh=False)
     except OSError as error:

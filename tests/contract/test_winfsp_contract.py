@@ -257,7 +257,23 @@ def test_links_lead_neither_out_nor_round(drive: Drive) -> None:
     assert refusal(drive.open, "\\out\\System32") == PATH_NOT_FOUND
 
 
-_FILE = (0, 0, 0, 0, 0)
+def test_a_junction_is_shown_as_stored_and_followed_inside() -> None:
+    target = "\\??\\C:\\Users".encode("utf-16-le")
+    names = struct.pack("<HHHH", 0, len(target), len(target) + 2, 0) + target + bytes(4)
+    stored = struct.pack("<IHH", 0xA0000003, len(names), 0) + names
+    items = {b"Users": folder({b"me": Item(b"mine")})}
+    items[b"Documents and Settings"] = Item(
+        b"Users", kind=NodeKind.SYMLINK, xattrs={"system.ntfs_reparse_data": stored}
+    )
+    drive = drive_of(MemoryTree(folder(items)))
+    handle = drive.open("\\Documents and Settings", OPEN_REPARSE_POINT)
+    assert handle.info.ReparseTag == 0xA0000003
+    assert handle.info.FileAttributes & DIRECTORY
+    assert handle.reparse() == stored
+    assert target_of(stored) == "\\??\\C:\\Users"
+    assert drive.open("\\Documents and Settings\\me").read_all() == b"mine", (
+        "of the image, not of this machine"
+    )
 
 
 @pytest.mark.parametrize("path", ["\\file", "\\folder"])

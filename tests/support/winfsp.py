@@ -6,10 +6,12 @@ it calls of WinFsp's library, written after its documentation. Nothing of winfsp
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import subprocess
 import sys
+import tempfile
 import types
 import zipfile
 from functools import cache
@@ -174,17 +176,22 @@ def unpacked() -> Path:
 
 
 def _fetch(folder: Path) -> None:
-    command = [
-        sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:",
-        "--platform", "win_amd64", "--python-version", WHEEL_PYTHON, "-d", str(folder), f"winfspy=={VERSION}",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
-    wheel = next(folder.glob("*.whl"), None) if done.returncode == 0 else None
-    if wheel is None:
-        unavailable(f"needs the wheel of winfspy {VERSION}: {done.stderr.strip()[-200:]}")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder, [name for name in archive.namelist() if name.endswith(".py")])
-    wheel.unlink()
+    """Download and unpack beside the folder, then rename: other workers may be doing the same."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+        command = [
+            sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:",
+            "--platform", "win_amd64", "--python-version", WHEEL_PYTHON, "-d", made, f"winfspy=={VERSION}",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+        wheel = next(Path(made).glob("*.whl"), None) if done.returncode == 0 else None
+        if wheel is None:
+            unavailable(f"needs the wheel of winfspy {VERSION}: {done.stderr.strip()[-200:]}")
+        content = Path(made) / "content"
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(content, [name for name in archive.namelist() if name.endswith(".py")])
+        with contextlib.suppress(OSError):
+            content.rename(folder)
 
 
 class RefusedError(Exception):
