@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
 from e2e.test_fs_images_good import CASES as STORED_CASES
 from e2e.test_fs_images_good import unpack
+
 from imageformat.device import MemoryDevice
 from imageformat.plugins import discover
 from mountfs import allocation
