@@ -146,6 +146,22 @@ def test_frames_are_copied_as_they_are(tmp_path: Path) -> None:
     assert [point.info.type for point in image_set(kept).points if point.info] == [FULL, INC]
 
 
+def test_a_difference_from_a_block_that_goes_is_encoded_again(tmp_path: Path) -> None:
+    """Point 2 holds the block plainly, point 3 as what differs from that, and point 1 has another."""
+    (tmp_path / "disk.img").write_bytes(noise(1, 65536))
+    kept = Kept(tmp_path / "disk.img", tmp_path / "repo")
+    kept.back_up(FULL, block_size=65536)
+    for content in (noise(2, 65536), noise(2, 65000) + noise(3, 536)):
+        kept.source.write_bytes(content)
+        kept.back_up(INC)
+    assert [len(payload) > 60_000 for payload in stored_payloads(kept.file_of(2))] == [True]
+    assert [len(payload) < 1000 for payload in stored_payloads(kept.file_of(3))] == [True]
+    remove(kept, 2)
+    kept.check()
+    remove(kept, 1)
+    kept.check()
+
+
 def test_a_file_that_is_hidden_can_still_be_named(tmp_path: Path) -> None:
     kept = three(tmp_path / "set")
     text = f'{{"version":1,"names":["{kept.file_of(4).name}"]}}'
