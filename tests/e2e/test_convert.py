@@ -115,7 +115,7 @@ def test_a_set_becomes_a_chain_with_every_point_and_its_time(tmp_path: Path) -> 
     mountfs("convert", tmp_path / "repo" / "s", tmp_path / "new", "--set", "t")
     old, new = points(tmp_path / "repo"), points(tmp_path / "new")
     assert [point["created"] for point in new] == [point["created"] for point in old]
-    assert [point["type"] for point in new] == ["full", "inc", "inc"]
+    assert [point["kind"] for point in new] == ["full", "inc", "inc"]
     for number, disk in enumerate(chain.disks, 1):
         target = tmp_path / f"out{number}"
         mountfs("restore", f"{tmp_path}/new/t@{number}", target)
