@@ -22,7 +22,8 @@ from support.winfsp import unpacked
 
 _SCRIPT = r"""
 import ctypes, errno, os, pkgutil, signal, socket, subprocess, sys, types
-import importlib.metadata, multiprocessing, asyncio, concurrent.futures, tempfile, getpass, shutil, platform, zoneinfo
+import importlib.metadata, multiprocessing, asyncio, concurrent.futures, tempfile, getpass, shutil
+import platform, zoneinfo
 import cachetools, msgspec, platformdirs, pytsk3, rich.console, rich.table, rich.progress, rich.text, typer
 import xxhash, zstandard, cryptography.hazmat.primitives.ciphers, cryptography.hazmat.primitives.kdf.scrypt
 import typer.core, typer.main, typer.rich_utils, mfusepy, lz4.block
