@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
 
@@ -41,17 +42,45 @@ def discover(package: ModuleType) -> Plugins:
     """
     available: list[Any] = []
     unavailable: list[Unavailable] = []
-    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda entry: entry.name):
-        if module.name.startswith("_"):
-            continue  # what plug-ins share
-        try:
-            loaded = importlib.import_module(f"{package.__name__}.{module.name}")
-        except ImportError as error:
-            if error.name is not None and error.name.split(".")[0] == package.__name__.split(".")[0]:
-                raise
-            unavailable.append(Unavailable(module.name, f"needs {error.name or error}"))
-            continue
-        record = getattr(loaded, "PLUGIN", None)
-        if record is not None:
+    for name in _names(package):
+        record = _load(package, name)
+        if isinstance(record, Unavailable):
+            unavailable.append(record)
+        elif record is not None:
             available.append(record)
     return Plugins(tuple(available), tuple(unavailable))
+
+
+def nearest(package: ModuleType, word: str, fits: Callable[[Any], bool]) -> Any | None:  # noqa: ANN401
+    """Return the first record that fits, loading no more modules than that takes; None when none does.
+
+    Modules whose names are like ``word`` come first, as ``ext`` for "ext4": a name decides how soon a module
+    is looked at, never whether.
+    """
+    for name in sorted(_names(package), key=lambda name: (not _alike(name, word), name)):
+        record = _load(package, name)
+        if record is not None and not isinstance(record, Unavailable) and fits(record):
+            return record
+    return None
+
+
+def _alike(name: str, word: str) -> bool:
+    return name[:3] == word[:3] or word.endswith(name)
+
+
+@cache
+def _names(package: ModuleType) -> tuple[str, ...]:
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    return tuple(name for name in names if not name.startswith("_"))
+
+
+@cache
+def _load(package: ModuleType, name: str) -> Any:  # noqa: ANN401
+    """Import one module and return its record, why it cannot be had, or None when it is no plug-in."""
+    try:
+        loaded = importlib.import_module(f"{package.__name__}.{name}")
+    except ImportError as error:
+        if error.name is not None and error.name.split(".")[0] == package.__name__.split(".")[0]:
+            raise
+        return Unavailable(name, f"needs {error.name or error}")
+    return getattr(loaded, "PLUGIN", None)

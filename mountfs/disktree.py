@@ -34,7 +34,7 @@ class DiskTree(VolumeTree):
 
     Args:
         device: the disk.
-        drivers: asked in order; the first that knows the type of a volume and opens it serves it.
+        drivers_of: gives what knows the type of a volume, asked in order: the first that opens it serves it.
         containers: gives what opens encrypted volumes and volume managers; asked when there is one.
         secrets: tried on encrypted volumes.
         image_name: of the file that is the whole disk.
@@ -45,7 +45,7 @@ class DiskTree(VolumeTree):
     def __init__(
         self,
         device: BlockDevice,
-        drivers: Sequence[FileSystemDriver],
+        drivers_of: Callable[[str], Sequence[FileSystemDriver]],
         *,
         containers: Callable[[], Sequence[VolumeContainer]] = tuple,
         secrets: Secrets = NO_SECRETS,
@@ -55,7 +55,7 @@ class DiskTree(VolumeTree):
     ) -> None:
         super().__init__(self._read, time_ns=time_ns, close_rest=device.close)
         self._device = device
-        self._opening = Opening(Openers(tuple(drivers), containers), secrets, time_ns, lambda: self)
+        self._opening = Opening(Openers(drivers_of, containers), secrets, time_ns, lambda: self)
         self._image_name = image_name
         self._sector_size = sector_size
 

@@ -38,7 +38,7 @@ ANSWER_SIZE = _ANSWER.size
 _INIT_IN = struct.Struct("=IIII")
 _INIT_OUT = struct.Struct("=IIIIHHIIHHI28x")
 _READ_IN = struct.Struct("=QQI")
-_READ_REQUEST = struct.Struct("=4xIQ24xQQI")
+_READ_REQUEST = struct.Struct("=4xIQQ16xQQI")
 _GETATTR_IN = struct.Struct("=I4xQ")
 _ATTRIBUTES = struct.Struct("=QQQqqqIIIIIIIIII")
 _ENTRY = struct.Struct("=QQQQII")
@@ -62,6 +62,7 @@ _ASYNC_DIO = 1 << 15
 _PARALLEL_DIROPS = 1 << 18
 _MAX_PAGES_FLAG = 1 << 22
 _CACHE_SYMLINKS = 1 << 23
+_NO_OPEN_SUPPORT = 1 << 17
 _WANTED = (
     _ASYNC_READ
     | _DO_READDIRPLUS
@@ -142,8 +143,8 @@ class Init(NamedTuple):
     flags: int
 
 
-unpack_as_read: Callable[[bytearray], tuple[int, int, int, int, int]] = _READ_REQUEST.unpack_from
-"""Return (opcode, unique, handle, offset, size) of a buffer of `REQUEST_SIZE` in one step.
+unpack_as_read: Callable[[bytearray], tuple[int, int, int, int, int, int]] = _READ_REQUEST.unpack_from
+"""Return (opcode, unique, node, handle, offset, size) of a buffer of `REQUEST_SIZE` in one step.
 
 The last three mean something only when the opcode is that of a read.
 """
@@ -163,6 +164,14 @@ def answer(unique: int, size: int, error: int = 0) -> bytes:
 def parse_init(body: bytes) -> Init:
     """Read the kernel's greeting."""
     return Init(*_INIT_IN.unpack_from(body))
+
+
+def can_read_unopened(offer: Init) -> bool:
+    """Tell whether the kernel reads by node, without opening files, once opening one is answered ENOSYS.
+
+    What it then cached of a node it keeps, as with `KEEP_CACHE`; the handle of its requests is 0.
+    """
+    return bool(offer.flags & _NO_OPEN_SUPPORT)
 
 
 def init_answer(offer: Init) -> bytes:

@@ -78,8 +78,8 @@ class _Place(NamedTuple):
     anchor: _Anchor | None
 
 
-class _OpenFile:
-    """An open file: where it is, and the data runs of it once somebody asked for holes."""
+class OpenFile:
+    """A file as it was when it was opened: where it is, and its data runs once somebody asked for holes."""
 
     __slots__ = ("attributes", "node", "readable", "runs", "size", "stream")
 
@@ -137,7 +137,7 @@ class PosixView:
         self._places: OrderedDict[bytes, _Place] = OrderedDict()
         self._lock = threading.Lock()
         self._numbers = count(1)
-        self._files: dict[int, _OpenFile] = {}
+        self._files: dict[int, OpenFile] = {}
         self._folders: dict[int, _OpenFolder] = {}
         self._last_xattrs: tuple[_Place | None, dict[bytes, bytes]] = None, {}
 
@@ -169,21 +169,29 @@ class PosixView:
         """Open a file for reading and return its handle; EROFS when ``flags`` ask for more."""
         if flags & _WRITE_FLAGS:
             raise _os_error(errno.EROFS)
+        file = self.file(path)
+        handle = next(self._numbers)
+        self._files[handle] = file
+        return handle
+
+    def file(self, path: bytes) -> OpenFile:
+        """Return what `open` opens, for a caller that has no use for handles."""
         place = self._resolve(path)
         if place.stream is None and place.node.kind is NodeKind.DIRECTORY:
             raise _os_error(errno.EISDIR)
-        handle = next(self._numbers)
-        self._files[handle] = _OpenFile(place, self._attributes(path, place))
-        return handle
+        return OpenFile(place, self._attributes(path, place))
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
+        """`read_file` of an open handle."""
+        return self.read_file(self._files[handle], offset, size)
+
+    def read_file(self, file: OpenFile, offset: int, size: int) -> bytes:
         """Return the bytes of the range, short only where the file ends.
 
         Raises:
             CorruptImageError: the tree gave another number of bytes than it owed; a kernel would take
                 the difference for the end of the file.
         """
-        file = self._files[handle]
         owed = file.size - offset
         if owed <= 0 or not file.readable:
             return b""
@@ -199,11 +207,14 @@ class PosixView:
         return self._files[handle].attributes
 
     def seek(self, handle: int, offset: int, whence: int) -> int:
+        """`seek_file` in an open handle."""
+        return self.seek_file(self._files[handle], offset, whence)
+
+    def seek_file(self, file: OpenFile, offset: int, whence: int) -> int:
         """Return where the next data (SEEK_DATA) or hole (SEEK_HOLE) at or after ``offset`` begins.
 
         The end of the file counts as a hole. A file with very many runs counts as all data.
         """
-        file = self._files[handle]
         if offset < 0 or offset >= file.size:
             raise _os_error(errno.ENXIO)
         if whence not in {_SEEK_DATA, _SEEK_HOLE}:
@@ -291,7 +302,7 @@ class PosixView:
             found[STREAMS_XATTR] = b"\n".join(to_path_name(stream.name) for stream in streams)
         return found
 
-    def _data_runs(self, file: _OpenFile) -> tuple[list[int], list[int]]:
+    def _data_runs(self, file: OpenFile) -> tuple[list[int], list[int]]:
         if file.stream is not None or not file.readable:
             return [0], [file.size]
         starts: list[int] = []

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Self
 
-from imageformat.plugins import discover
+from imageformat.plugins import discover, nearest
 from imageformat.repository import NO_ACCESS, Access
 from imageformat.selection import open_location, problem_error
 from imageformat.view import ImageView, ReadAhead
@@ -49,9 +49,11 @@ def disk_name(number: int) -> bytes:
     return b"disk%d" % number
 
 
-def file_system_drivers() -> tuple[FileSystemDriver, ...]:
-    """Every file-system driver that works here."""
-    return discover(drivers).available
+@cache
+def drivers_of(type_name: str) -> tuple[FileSystemDriver, ...]:
+    """Return the file-system driver that knows a type, if there is one here; the others are not loaded."""
+    found = nearest(drivers, type_name, lambda driver: type_name in driver.types)
+    return () if found is None else (found,)
 
 
 def volume_containers() -> tuple[VolumeContainer, ...]:
@@ -99,7 +101,7 @@ class Session:
         created_ns = point.info.created_ns if point.info else 0
         return DiskTree(
             view,
-            file_system_drivers(),
+            drivers_of,
             containers=volume_containers,
             secrets=self._secrets,
             image_name=DISK_IMAGE,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from imageformat.device import Slice
@@ -40,8 +40,9 @@ _PARTS_OF_BIGGER = frozenset(
 class Openers:
     """What can make something of a volume."""
 
-    drivers: tuple[FileSystemDriver, ...]
-    """Asked in order; the first that knows the type of a volume and opens it serves it."""
+    drivers_of: Callable[[str], Sequence[FileSystemDriver]]
+    """What knows a type, asked in order: the first that opens a volume serves it. Loading one may cost
+    something, so that nobody asks before it matters."""
     find_containers: Callable[[], Sequence[VolumeContainer]]
     """Asked only when there is a volume that no driver knows: loading them may cost something."""
 
@@ -49,9 +50,10 @@ class Openers:
         """Return what opens containers of a type."""
         return next((record for record in self.find_containers() if type_name in record.types), None)
 
-    def drivers_of(self, type_name: str) -> tuple[FileSystemDriver, ...]:
-        """Return the drivers that know a type."""
-        return tuple(driver for driver in self.drivers if type_name in driver.types)
+
+def among(*drivers: FileSystemDriver) -> Callable[[str], Sequence[FileSystemDriver]]:
+    """Return `Openers.drivers_of` for these."""
+    return lambda type_name: [driver for driver in drivers if type_name in driver.types]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +71,22 @@ class Volume:
     size: int
     info: FileSystemInfo | None
     """None when nothing known is there. A whole partition table has its scheme as the type."""
-    reason: str
-    """Why no file can be read from it; empty when something can open the type. Nothing was opened to tell."""
+    why: Callable[[], str] = field(compare=False, repr=False)
+    """See `reason`."""
     failure: MountfsError | None = None
     """Why it is not known what is there: its start could not be read."""
     table: PartitionTable | None = None
     """The partition table that it holds, as a disk would."""
     parents: tuple[bytes, ...] = ()
     """Names of the volumes that it lies in, outermost first."""
+
+    @property
+    def reason(self) -> str:
+        """Why no file can be read from it; empty when something can open the type.
+
+        Nothing is opened to tell, but what could open it is looked for.
+        """
+        return self.why()
 
     @property
     def path(self) -> bytes:
@@ -110,7 +120,7 @@ def read_layout(device: BlockDevice, openers: Openers, sector_size: int | None =
         table = PartitionTable("none", sector_size or 512, "", (), (warning,))
     if table.partitions:
         return DiskLayout(table, partition_volumes(device, table, openers))
-    whole = _look(device, openers, Volume(b"", 0, None, 0, device.size, None, ""), nested=False)
+    whole = _look(device, openers, Volume(b"", 0, None, 0, device.size, None, _unknown), nested=False)
     if whole.info is not None:
         return DiskLayout(table, (whole,), failure)
     warnings = (*table.warnings, f"no volume: {whole.reason}")
@@ -125,22 +135,26 @@ def partition_volumes(device: BlockDevice, table: PartitionTable, openers: Opene
 def _partition_volume(
     device: BlockDevice, table: PartitionTable, partition: Partition, openers: Openers
 ) -> Volume:
-    volume = Volume(b"", partition.number, partition, partition.offset, partition.size, None, "")
+    volume = Volume(b"", partition.number, partition, partition.offset, partition.size, None, _unknown)
     parts = [str(entry.number) for entry in table.partitions if entry.within == partition.number]
     if parts:
         info = FileSystemInfo(DISKLABEL)
         name = volume_name(partition.number, info, partition.name)
         reason = f"it is divided into the partitions {', '.join(parts)}"
-        return dataclasses.replace(volume, name=name, info=info, reason=reason)
+        return dataclasses.replace(volume, name=name, info=info, why=lambda: reason)
     return _look(Slice(device, partition.offset, partition.size), openers, volume, partition.name)
 
 
 def inner_volume(number: int, inner: InnerVolume, openers: Openers) -> Volume:
     """Look at what a volume inside a container holds; where it lies is left open."""
-    volume = Volume(b"", number, None, None, inner.size, None, inner.reason)
+    volume = Volume(b"", number, None, None, inner.size, None, lambda: inner.reason)
     if inner.device is None:
         return dataclasses.replace(volume, name=volume_name(number, None, inner.name))
-    return _look(inner.device, openers, volume, inner.name, own_name=True)
+    return _look(inner.device, openers, volume, inner.name, own_name=True, reason=inner.reason)
+
+
+def _unknown() -> str:
+    return "nothing is known of it"
 
 
 def _placed(error: MountfsError, place: str) -> MountfsError:
@@ -158,11 +172,12 @@ def _look(
     *,
     own_name: bool = False,
     nested: bool = True,
+    reason: str = "",
 ) -> Volume:
     """Fill in what a volume holds; ``label`` names it if that has no name, or always as its ``own_name``."""
-    info, table, reason, failure = None, None, volume.reason, None
+    info, table, failure = None, None, None
     try:
-        info = _noted(identify(device), device, openers.drivers)
+        info = _noted(identify(device), device, openers)
         if info is None and nested and not reason:
             table = _inner_table(device)
             info = FileSystemInfo(table.scheme) if table is not None else None
@@ -177,19 +192,17 @@ def _look(
         name=volume_name(volume.number, info, shown),
         info=info,
         table=table,
-        reason=reason or ("" if table is not None else _reason(info, openers)),
+        why=lambda: reason or ("" if table is not None else _reason(info, openers)),
         failure=failure,
     )
 
 
-def _noted(
-    info: FileSystemInfo | None, part: BlockDevice, drivers: Sequence[FileSystemDriver]
-) -> FileSystemInfo | None:
+def _noted(info: FileSystemInfo | None, part: BlockDevice, openers: Openers) -> FileSystemInfo | None:
     """Let the driver that will open a volume say what it makes of its state."""
     if info is None or not info.note:
         return info
-    for driver in drivers:
-        if info.type in driver.types and driver.note is not None:
+    for driver in openers.drivers_of(info.type):
+        if driver.note is not None:
             with contextlib.suppress(MountfsError):
                 return dataclasses.replace(info, note=driver.note(part, info))
     return info
@@ -197,7 +210,7 @@ def _noted(
 
 def _container_label(device: BlockDevice, info: FileSystemInfo, openers: Openers) -> str:
     """Return what a container is called where that is not in its signature; empty for all else."""
-    if openers.drivers_of(info.type) or info.type not in _PARTS_OF_BIGGER:
+    if info.type not in _PARTS_OF_BIGGER or openers.drivers_of(info.type):
         return ""
     container = openers.container(info.type)
     try:

@@ -22,7 +22,7 @@ import pytest
 from imageformat.device import MemoryDevice
 from imageformat.errors import MountfsError
 from imageformat.extent import ExtentKind
-from mountfs.drivers import btrfs, erofs, ext, fat, hfsplus, iso9660, squashfs, tsk, udf, xfs
+from mountfs.drivers import btrfs, erofs, ext, fat, hfsplus, iso9660, ntfs, squashfs, udf, xfs
 from mountfs.tree import FileSystemInfo, NodeKind, walk
 from support.disks import MIB, make_btrfs
 from support.requirements import require_tool
@@ -156,7 +156,7 @@ MAKERS = {
     ),
     "erofs": packed(erofs, "erofs", "mkfs.erofs", "-zlz4", "-Eztailpacking", "IMAGE", "SOURCE"),
     "erofs in chunks": packed(erofs, "erofs", "mkfs.erofs", "--chunksize=8192", "IMAGE", "SOURCE"),
-    "ntfs": stored(tsk, "ntfs", "ntfs-colinfinck"),
+    "ntfs": stored(ntfs, "ntfs", "ntfs-colinfinck"),
     "hfs+": stored(hfsplus, "hfs+", "hfsp-dfvfs"),
 }
 

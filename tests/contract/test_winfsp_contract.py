@@ -17,7 +17,7 @@ import pytest
 
 from imageformat.errors import CorruptImageError, FuseUnavailableError, MountError, MountPointError
 from mountfs.adapters import MountOptions, winfsp
-from mountfs.drivers import ext, tsk
+from mountfs.drivers import ext, ntfs
 from mountfs.memorytree import Item, MemoryTree, folder
 from mountfs.tree import NodeKind
 from mountfs.windowsview import WindowsView
@@ -444,7 +444,7 @@ def test_a_real_volume_is_shown_as_it_was_written(kind: str, tmp_path: Path) -> 
     source = tmp_path / "source"
     source.mkdir()
     _made(source)
-    make, driver = {"ext4": (make_ext4, ext), "ntfs": (make_ntfs, tsk)}[kind]
+    make, driver = {"ext4": (make_ext4, ext), "ntfs": (make_ntfs, ntfs)}[kind]
     image = make(tmp_path / "image", 64 << 20, populate_from=source)
     tree = open_image(driver, image)
     try:

@@ -15,7 +15,7 @@ from imageformat.errors import LockedError, MountfsError, UnsupportedVolumeError
 from imageformat.secrets import NO_SECRETS, Secrets
 from mountfs.containers.bitlocker import open_bitlocker
 from mountfs.disktree import DiskTree
-from mountfs.session import file_system_drivers, volume_containers
+from mountfs.session import drivers_of, volume_containers
 from mountfs.signatures import identify
 from mountfs.tree import walk
 from support.bitlocker import (
@@ -81,9 +81,7 @@ def test_it_is_shown_as_a_volume(real: tuple[bytes, dict[str, Any]]) -> None:
     """Its file system was left damaged by those who published it: ntfs-3g refuses it for the same record."""
     content, case = real
     secrets = Secrets((case["recovery"].encode(),))
-    tree = DiskTree(
-        MemoryDevice(content), file_system_drivers(), containers=volume_containers, secrets=secrets
-    )
+    tree = DiskTree(MemoryDevice(content), drivers_of, containers=volume_containers, secrets=secrets)
     assert [node.name for node in tree.children(walk(tree, b"0"))] == [b"1-ntfs"]
     image = walk(tree, b"0/1/partition.img")
     assert (image.size, tree.read(image, 3, 8)) == (len(content), b"NTFS    ")

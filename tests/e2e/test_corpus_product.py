@@ -17,15 +17,17 @@ import pytest
 
 from engine.backup import BackupOptions, backup
 from engine.devices.source import open_source
+from imageformat.plugins import discover
 from imageformat.repository import Repository
 from imageformat.storage.local import LocalStorage
-from mountfs.session import Session, file_system_drivers
+from mountfs import drivers
+from mountfs.session import Session
 from mountfs.tree import Node, NodeKind
 from support.limits import MOST_MEMORY, peak_of, run_limited
 from support.product import mounted
 
 PIECE = 1 << 20
-SERVED = frozenset().union(*(driver.types for driver in file_system_drivers()))
+SERVED = frozenset().union(*(driver.types for driver in discover(drivers).available))
 TYPES = {"vfat": "fat32", "hfsplus": "hfs+"}
 UNREADABLE = {("ext4-ext4view-disk1", r"encrypted_dir/.*"): "fscrypt: the names are ciphertext, and refused"}
 

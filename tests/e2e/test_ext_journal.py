@@ -18,7 +18,7 @@ from imageformat.device import MemoryDevice
 from imageformat.errors import CorruptImageError, MountfsError
 from mountfs.drivers import ext
 from mountfs.signatures import identify
-from mountfs.volumes import Openers, read_layout
+from mountfs.volumes import Openers, among, read_layout
 from support.content import noise
 from support.entries import Entries, differences, read_entries
 from support.kernel import kernel_mount, loop_device
@@ -130,7 +130,7 @@ def found_in(path: Path) -> Entries:
 
 
 def note_of(path: Path) -> str:
-    (volume,) = read_layout(device_of(path), Openers((ext.PLUGIN,), tuple)).volumes
+    (volume,) = read_layout(device_of(path), Openers(among(ext.PLUGIN), tuple)).volumes
     assert volume.info is not None
     return volume.info.note
 

@@ -18,7 +18,7 @@ import pytest
 from imageformat.device import MemoryDevice
 from imageformat.errors import VolumeError
 from imageformat.extent import ExtentKind
-from mountfs.drivers import tsk
+from mountfs.drivers import ntfs
 from mountfs.tree import FileSystemInfo, NodeKind
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_tree(path: Path) -> FileTree:
     with path.open("rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return tsk.PLUGIN.open(MemoryDevice(content), FileSystemInfo("ntfs"))  # type: ignore[arg-type]
+    return ntfs.PLUGIN.open(MemoryDevice(content), FileSystemInfo("ntfs"))  # type: ignore[arg-type]
 
 
 def all_nodes(tree: FileTree) -> dict[str, Node]:

@@ -27,10 +27,11 @@ from pathlib import Path
 
 from imageformat.device import MemoryDevice
 from imageformat.errors import MountfsError
-from mountfs.session import file_system_drivers
+from imageformat.plugins import discover
+from mountfs import drivers
 from mountfs.tree import FileSystemInfo, NodeKind
 
-DRIVERS = {name: driver for driver in file_system_drivers() for name in driver.types}
+DRIVERS = {name: driver for driver in discover(drivers).available for name in driver.types}
 resource.setrlimit(resource.RLIMIT_AS, (768 << 20, 768 << 20))
 
 

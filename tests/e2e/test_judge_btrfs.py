@@ -28,6 +28,7 @@ from mountfs.disktree import DiskTree
 from mountfs.drivers import btrfs
 from mountfs.signatures import identify
 from mountfs.tree import FileSystemInfo, NodeKind, walk
+from mountfs.volumes import among
 from support.content import damage, make_tree, mixture, noise, text
 from support.disks import MIB
 from support.entries import Entries, differences, read_entries
@@ -618,7 +619,7 @@ def test_a_changed_identity_is_followed(tmp_path: Path) -> None:
 
 
 def test_on_a_disk_every_inode_has_a_number_of_its_own(twice: Made) -> None:
-    disk = DiskTree(MemoryDevice(twice.image.read_bytes()), [btrfs.PLUGIN])
+    disk = DiskTree(MemoryDevice(twice.image.read_bytes()), among(btrfs.PLUGIN))
     top = walk(disk, b"0-btrfs-Archive")
     found: dict[tuple[int, int], int] = {}
     pending = [(b"", top)]

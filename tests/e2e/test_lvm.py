@@ -19,7 +19,7 @@ from mountfs.containers._lvm_metadata import checksum, read_group
 from mountfs.containers._lvm_text import parse
 from mountfs.containers.lvm import open_lvm
 from mountfs.disktree import DiskTree
-from mountfs.session import file_system_drivers, volume_containers
+from mountfs.session import drivers_of, volume_containers
 from mountfs.tree import walk
 from support.containers import MIB, Group, volume_group, write_pieces
 from support.content import noise
@@ -134,7 +134,7 @@ def on_a_disk(folder: Path, *volumes: bytes) -> DiskTree:
         parts.append(Part(SIZE, content=folder / f"part{number}"))
     make_gpt_disk(folder / "disk", (len(volumes) * 24 + 2) * MIB, parts)
     device = MemoryDevice((folder / "disk").read_bytes())
-    return DiskTree(device, file_system_drivers(), containers=volume_containers)
+    return DiskTree(device, drivers_of, containers=volume_containers)
 
 
 def test_a_group_over_two_partitions_is_shown_once(tmp_path: Path, group: tuple[bytes, bytes]) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from imageformat.device import MemoryDevice
 from imageformat.errors import VolumeError
-from mountfs.drivers import tsk
+from mountfs.drivers import ntfs
 from mountfs.drivers._content import BytesContent
 from mountfs.drivers._lzx import lzx_decode
 from mountfs.drivers._ntfs_compact import CompactContent
@@ -141,7 +141,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> FileTree:
                 os.setxattr(file, "system.ntfs_reparse_data", struct.pack("<IHH", 0x8000_0017, 16, 0) + data)
     with path.open("rb") as stream:
         content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    return tsk.PLUGIN.open(MemoryDevice(content), FileSystemInfo("ntfs"))  # type: ignore[arg-type]
+    return ntfs.PLUGIN.open(MemoryDevice(content), FileSystemInfo("ntfs"))  # type: ignore[arg-type]
 
 
 @pytest.mark.root

@@ -35,4 +35,4 @@ def test_target_takes_its_seed_and_any_bytes(name: str, tmp_path: Path) -> None:
 def test_every_parser_has_a_target() -> None:
     names = {record.name for record in image_formats()} | {"native"}
     names |= {record.name for package in (drivers, containers) for record in discover(package).available}
-    assert names - {"mfi", "tsk"} <= TARGETS.keys()
+    assert names - {"mfi"} <= TARGETS.keys()

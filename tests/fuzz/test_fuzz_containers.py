@@ -21,7 +21,7 @@ from imageformat.secrets import NO_SECRETS, Secrets
 from mountfs.containers import _keyslots, bitlocker, luks, lvm
 from mountfs.containers._lvm_metadata import checksum
 from mountfs.disktree import DiskTree
-from mountfs.session import file_system_drivers, volume_containers
+from mountfs.session import drivers_of, volume_containers
 from mountfs.tree import FileSystemInfo
 from support.bitlocker import BLOCKS, KIB, make_volume
 from support.containers import PASSWORD, encrypt_luks1, encrypt_luks2
@@ -222,9 +222,7 @@ def test_lvm_metadata(words: list[tuple[int, str]], changes: list[tuple[int, int
 def test_trees_of_damaged_volumes(luks1: bytes, changes: list[tuple[int, int, int]], kind: str) -> None:
     content = bytearray(luks1 if kind == "luks1" else make_cached(vista=False))
     patch(content, 0, 1024, changes)
-    tree = DiskTree(
-        MemoryDevice(bytes(content)), file_system_drivers(), containers=volume_containers, secrets=SECRETS
-    )
+    tree = DiskTree(MemoryDevice(bytes(content)), drivers_of, containers=volume_containers, secrets=SECRETS)
     for volume, _ in tree.all_volumes():
         assert volume.name
     pending = [tree.root()]

@@ -21,7 +21,7 @@ CASES = {
     "fat12": ("fat", "fat12-rust"),
     "exfat": ("fat", "exfat-sr"),
     "iso9660": ("iso9660", "iso-libcdio-copying-rr"),
-    "ntfs": ("tsk", "ntfs-colinfinck"),
+    "ntfs": ("ntfs", "ntfs-colinfinck"),
     "hfs+": ("hfsplus", "hfsp-dfvfs"),
     "apfs": ("apfs", "apfs-dfvfs"),
 }

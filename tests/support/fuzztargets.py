@@ -27,7 +27,7 @@ from imageformat.siblings import Siblings
 from imageformat.storage.memory import MemoryStorage
 from mountfs.containers import bitlocker, luks, lvm
 from mountfs.containers._lvm_metadata import checksum
-from mountfs.drivers import apfs, btrfs, erofs, ext, fat, hfsplus, iso9660, squashfs, tsk, udf, xfs
+from mountfs.drivers import apfs, btrfs, erofs, ext, fat, hfsplus, iso9660, ntfs, squashfs, udf, xfs
 from mountfs.tree import FileSystemInfo, NodeKind
 from support import udfimages
 from support.bitlocker import make_volume
@@ -268,7 +268,7 @@ TARGETS = {
     "ext": system_target(ext, "ext4", partial(stored, "ext4-discutils")),
     "fat": system_target(fat, "fat12", partial(stored, "fat12-ratarmount")),
     "exfat": system_target(fat, "exfat", partial(stored, "exfat-goexfat")),
-    "ntfs": system_target(tsk, "ntfs", partial(stored, "ntfs-colinfinck")),
+    "ntfs": system_target(ntfs, "ntfs", partial(stored, "ntfs-colinfinck")),
     "hfsplus": system_target(hfsplus, "hfs+", partial(stored, "hfsp-dfvfs")),
     "apfs": system_target(apfs, "apfs", partial(stored, "apfs-dfvfs")),
     "iso9660": system_target(iso9660, "iso9660", partial(stored, "iso-libcdio-copying-rr")),

@@ -15,6 +15,7 @@ from imageformat.errors import SourceReadError
 from imageformat.partitions import PartitionTable, read_table
 from mountfs.disktree import DiskTree
 from mountfs.tree import walk
+from mountfs.volumes import among
 from support.requirements import require_tool, run
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def test_slices_are_counted_as_partx_does(
 
 def test_a_slice_says_where_its_parts_are() -> None:
     disk = sliced(0xA5, [(64, 100, 7), (164, 50, 1), (0, 4096, 0)])
-    tree = DiskTree(MemoryDevice(disk), [])
+    tree = DiskTree(MemoryDevice(disk), among())
     assert [volume.name for volume in tree.volumes()] == [b"1-bsd", b"2", b"5", b"6-a", b"7-b"]
     note = walk(tree, b"1/README")
     assert b"partitions 6, 7" in tree.read(note, 0, note.size)

@@ -19,7 +19,7 @@ from imageformat.errors import MountfsError, NotFoundError, SourceReadError, Usa
 from imageformat.extent import Extent, ExtentKind, clip
 from mountfs.disktree import DiskTree
 from mountfs.tree import FileSystemDriver, FileSystemInfo, Node, NodeKind, Stream, walk
-from mountfs.volumes import volume_name
+from mountfs.volumes import among, volume_name
 from support.disks import Part, make_gpt_disk
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def names(tree: DiskTree, path: bytes = b"") -> list[bytes]:
 
 def test_a_disk_with_partitions() -> None:
     driver = Driver("ext2")
-    tree = DiskTree(MemoryDevice(DISK), [driver.plugin], time_ns=5)
+    tree = DiskTree(MemoryDevice(DISK), among(driver.plugin), time_ns=5)
     assert names(tree) == [b"disk.img", b"1-ext2-Data", b"2-swap", b"3-ext2-sl_sh_", b"4"]
     assert driver.asked == 0
     assert names(tree, b"1-ext2-Data") == [b"a", b"b", b"link", b"huge"]
@@ -151,7 +151,7 @@ def test_a_disk_with_partitions() -> None:
 
 
 def test_a_file_of_a_volume() -> None:
-    tree = DiskTree(MemoryDevice(DISK), [Driver("ext2").plugin])
+    tree = DiskTree(MemoryDevice(DISK), among(Driver("ext2").plugin))
     first, second = walk(tree, b"1/a"), walk(tree, b"3/a")
     assert (tree.read(first, 0, 100), tree.read(second, 1, 2)) == (b"Data", b"l/")
     assert tree.read(first, 0, 9, b"s") == b"s"
@@ -165,7 +165,7 @@ def test_a_file_of_a_volume() -> None:
 
 
 def test_inodes_are_distinct_but_for_hard_links() -> None:
-    tree = DiskTree(MemoryDevice(DISK), [Driver("ext2").plugin])
+    tree = DiskTree(MemoryDevice(DISK), among(Driver("ext2").plugin))
     nodes = {b"": tree.root()}
     for volume in tree.children(tree.root()):
         nodes[volume.name] = volume
@@ -183,7 +183,7 @@ def test_inodes_are_distinct_but_for_hard_links() -> None:
 
 
 def test_lookup_by_number_gives_the_same_node() -> None:
-    tree = DiskTree(MemoryDevice(DISK), [])
+    tree = DiskTree(MemoryDevice(DISK), among())
     assert walk(tree, b"2") == walk(tree, b"2-swap")
     assert walk(tree, b"1").name == b"1-ext2-Data"
     for name in (b"02", b"5", b"0", b"-1", b"2-", b"1-ext2", b"", b".", b"README"):
@@ -191,7 +191,7 @@ def test_lookup_by_number_gives_the_same_node() -> None:
 
 
 def test_the_raw_disk_and_partition() -> None:
-    tree = DiskTree(MemoryDevice(DISK), [], image_name=b"sda.img")
+    tree = DiskTree(MemoryDevice(DISK), among(), image_name=b"sda.img")
     whole, part = walk(tree, b"sda.img"), walk(tree, b"2/partition.img")
     assert (whole.size, whole.mode, part.size, part.mode) == (len(DISK), 0o444, MIB, 0o444)
     assert tree.read(whole, 0, 1 << 30) == DISK
@@ -220,7 +220,7 @@ class Mapped(Disk):
 
 
 def test_extents_of_the_raw_disk() -> None:
-    tree = DiskTree(Mapped(DISK), [])
+    tree = DiskTree(Mapped(DISK), among())
     assert list(tree.extents(walk(tree, b"disk.img"))) == [
         Extent(0, MIB, ExtentKind.DATA),
         Extent(MIB, 2 * MIB, ExtentKind.ZERO),
@@ -237,7 +237,7 @@ def readme(tree: DiskTree, path: bytes) -> str:
 
 
 def test_notes_say_what_and_why_and_what_to_do() -> None:
-    tree = DiskTree(MemoryDevice(DISK), [])
+    tree = DiskTree(MemoryDevice(DISK), among())
     assert "no driver here can read ext2" in readme(tree, b"1/README")
     assert "mount -o ro,loop partition.img" in readme(tree, b"1/README")
     assert "swap" in readme(tree, b"2/README")
@@ -248,7 +248,7 @@ def test_notes_say_what_and_why_and_what_to_do() -> None:
 
 def test_a_driver_that_fails_is_asked_once_and_the_bytes_remain() -> None:
     driver = Driver("ext2", error=VolumeError("the inode table is gone"))
-    tree = DiskTree(MemoryDevice(DISK), [driver.plugin])
+    tree = DiskTree(MemoryDevice(DISK), among(driver.plugin))
     for _ in range(3):
         assert names(tree, b"1") == [b"partition.img", b"README"]
     assert driver.asked == 1
@@ -257,7 +257,7 @@ def test_a_driver_that_fails_is_asked_once_and_the_bytes_remain() -> None:
 
 def test_the_next_driver_gets_a_chance() -> None:
     broken, good = Driver("ext2", error=VolumeError("no")), Driver("ext2", "xfs")
-    tree = DiskTree(MemoryDevice(DISK), [Driver("xfs").plugin, broken.plugin, good.plugin])
+    tree = DiskTree(MemoryDevice(DISK), among(Driver("xfs").plugin, broken.plugin, good.plugin))
     assert b"a" in names(tree, b"1")
     assert (broken.asked, good.asked) == (1, 1)
 
@@ -276,13 +276,13 @@ def test_a_tree_without_a_root_is_closed_and_shown_raw() -> None:
         return trees[-1]
 
     plugin = FileSystemDriver("rootless", driver.plugin.types, open_rootless)
-    tree = DiskTree(MemoryDevice(DISK), [plugin])
+    tree = DiskTree(MemoryDevice(DISK), among(plugin))
     assert "no root directory" in readme(tree, b"1/README")
     assert [inner.closed for inner in trees] == [1]
 
 
 def test_a_bare_file_system() -> None:
-    tree = DiskTree(MemoryDevice(ext(b"Bare")), [Driver("ext2").plugin])
+    tree = DiskTree(MemoryDevice(ext(b"Bare")), among(Driver("ext2").plugin))
     assert names(tree) == [b"disk.img", b"0-ext2-Bare"]
     assert tree.read(walk(tree, b"0/a"), 0, 9) == b"Bare"
     assert tree.table.scheme == "none"
@@ -291,7 +291,7 @@ def test_a_bare_file_system() -> None:
 
 @pytest.mark.parametrize("size", [0, 100, MIB])
 def test_an_unknown_disk(size: int) -> None:
-    tree = DiskTree(MemoryDevice(bytes(size)), [Driver("ext2").plugin])
+    tree = DiskTree(MemoryDevice(bytes(size)), among(Driver("ext2").plugin))
     assert names(tree) == [b"disk.img", b"README"]
     assert "No volume" in readme(tree, b"README")
     assert tree.volumes() == ()
@@ -306,7 +306,7 @@ class Broken(Disk):
 
 
 def test_an_unreadable_disk_still_opens_and_says_why() -> None:
-    tree = DiskTree(Broken(bytes(MIB)), [])
+    tree = DiskTree(Broken(bytes(MIB)), among())
     assert names(tree) == [b"disk.img", b"README"]
     assert "the disk is gone" in readme(tree, b"README")
     with pytest.raises(SourceReadError):
@@ -323,7 +323,7 @@ class PartlyBroken(Disk):
 
 
 def test_an_unreadable_partition_is_a_volume_with_a_reason() -> None:
-    tree = DiskTree(PartlyBroken(DISK), [Driver("ext2").plugin])
+    tree = DiskTree(PartlyBroken(DISK), among(Driver("ext2").plugin))
     assert names(tree)[1:3] == [b"1", b"2-swap"]
     assert "bad sectors" in tree.volumes()[0].reason
     assert "bad sectors" in readme(tree, b"1/README")
@@ -331,7 +331,7 @@ def test_an_unreadable_partition_is_a_volume_with_a_reason() -> None:
 
 def test_volumes_are_described_without_opening() -> None:
     driver = Driver("ext2")
-    tree = DiskTree(MemoryDevice(DISK), [driver.plugin])
+    tree = DiskTree(MemoryDevice(DISK), among(driver.plugin))
     volumes = tree.volumes()
     assert [volume.number for volume in volumes] == [1, 2, 3, 4]
     assert [bool(volume.reason) for volume in volumes] == [False, True, False, True]
@@ -342,7 +342,7 @@ def test_volumes_are_described_without_opening() -> None:
 
 
 def test_the_volume_of_a_byte() -> None:
-    tree = DiskTree(MemoryDevice(DISK), [])
+    tree = DiskTree(MemoryDevice(DISK), among())
     for offset, number in [
         (0, None),
         (MIB - 1, None),
@@ -358,7 +358,7 @@ def test_the_volume_of_a_byte() -> None:
 def test_the_volume_of_a_byte_where_partitions_overlap() -> None:
     disk = bytearray(DISK)
     struct.pack_into("<I", disk, 446 + 12, 3 * MIB // 512)
-    tree = DiskTree(MemoryDevice(bytes(disk)), [])
+    tree = DiskTree(MemoryDevice(bytes(disk)), among())
     assert any("overlap" in warning for warning in tree.table.warnings)
     found = [tree.volume_at(offset) for offset in (MIB, 2 * MIB, 3 * MIB)]
     assert [volume.number for volume in found if volume is not None] == [1, 2, 3]
@@ -366,10 +366,10 @@ def test_the_volume_of_a_byte_where_partitions_overlap() -> None:
 
 def test_nodes_outlive_their_tree() -> None:
     driver = Driver("ext2")
-    old = DiskTree(MemoryDevice(DISK), [driver.plugin])
+    old = DiskTree(MemoryDevice(DISK), among(driver.plugin))
     kept = [walk(old, path) for path in (b"", b"disk.img", b"1", b"1/a", b"2", b"2/README")]
     old.close()
-    new = DiskTree(MemoryDevice(DISK), [driver.plugin])
+    new = DiskTree(MemoryDevice(DISK), among(driver.plugin))
     root, disk, volume, file, raw, note = kept
     assert new.read(file, 0, 4) == b"Data"
     assert new.read(disk, MIB, 4) == b"Data"
@@ -381,9 +381,9 @@ def test_nodes_outlive_their_tree() -> None:
 
 
 def test_nodes_of_a_volume_that_opens_differently_are_gone() -> None:
-    readable = DiskTree(MemoryDevice(DISK), [Driver("ext2").plugin])
-    raw = DiskTree(MemoryDevice(DISK), [])
-    empty = DiskTree(MemoryDevice(bytes(MIB)), [])
+    readable = DiskTree(MemoryDevice(DISK), among(Driver("ext2").plugin))
+    raw = DiskTree(MemoryDevice(DISK), among())
+    empty = DiskTree(MemoryDevice(bytes(MIB)), among())
     for tree, node in [
         (raw, walk(readable, b"1/a")),
         (readable, walk(raw, b"1/README")),
@@ -397,7 +397,7 @@ def test_nodes_of_a_volume_that_opens_differently_are_gone() -> None:
 
 def test_close_closes_everything_once() -> None:
     disk, driver = Disk(DISK), Driver("ext2")
-    tree = DiskTree(disk, [driver.plugin])
+    tree = DiskTree(disk, among(driver.plugin))
     names(tree, b"1")
     names(tree, b"2")
     tree.close()
@@ -409,7 +409,7 @@ def test_close_closes_everything_once() -> None:
 
 def test_close_before_a_look_and_after_a_failure() -> None:
     disk = Disk(DISK)
-    DiskTree(disk, []).close()
+    DiskTree(disk, among()).close()
     assert disk.closed == 1
 
     class Stubborn(FakeTree):
@@ -418,7 +418,7 @@ def test_close_before_a_look_and_after_a_failure() -> None:
 
     disk = Disk(DISK)
     plugin = FileSystemDriver("stubborn", frozenset({"ext2"}), lambda device, _: Stubborn(device))
-    tree = DiskTree(disk, [plugin])
+    tree = DiskTree(disk, among(plugin))
     names(tree, b"1")
     with pytest.raises(VolumeError):
         tree.close()
@@ -427,7 +427,7 @@ def test_close_before_a_look_and_after_a_failure() -> None:
 
 def test_many_threads_open_a_volume_once() -> None:
     driver = Driver("ext2")
-    tree = DiskTree(MemoryDevice(DISK), [driver.plugin])
+    tree = DiskTree(MemoryDevice(DISK), among(driver.plugin))
     gate = threading.Barrier(16)
 
     def look(number: int) -> bytes:
@@ -458,7 +458,7 @@ def test_labels_win_over_partition_names(tmp_path: Path) -> None:
             part = Part(MIB, name=name, content=tmp_path / "volume")
             make_gpt_disk(tmp_path / "disk", 4 * MIB, [part])
             content = (tmp_path / "disk").read_bytes()
-        return DiskTree(MemoryDevice(content), []).volumes()[0].name
+        return DiskTree(MemoryDevice(content), among()).volumes()[0].name
 
     assert shown(b"My Data", "Basic data") == b"1-ext2-My Data"
     assert shown(b" . ", "Basic data") == b"1-ext2-Basic data"
@@ -497,7 +497,7 @@ def test_a_real_disk(tmp_path: Path) -> None:
         raw[number] = part.read_bytes()
         content[start : start + size * MIB] = raw[number]
         start += size * MIB
-    tree = DiskTree(MemoryDevice(bytes(content)), [])
+    tree = DiskTree(MemoryDevice(bytes(content)), among())
     expected = ["disk.img", "1-fat32-EFI", "2-ntfs-Data é", "3-ext4-root", "4-swap-part 4", "5-part 5"]
     assert names(tree) == [name.encode() for name in expected]
     assert tree.table.warnings == ()

@@ -108,6 +108,35 @@ def test_look_up_open_read(kernel: socket.socket) -> None:
     assert ask(kernel, 15, node, struct.pack("=QQIIQII", 1234, 0, 1, 0, 0, 0, 0))[0] == errno.EIO
 
 
+def test_a_kernel_that_can_reads_without_opening(kernel: socket.socket) -> None:
+    """It asks once whether files need opening; from then on a read names the node, and the handle is 0."""
+    ask(kernel, 26, body=struct.pack("=IIII", 7, 45, 131072, 1 << 17) + bytes(48))
+    (node,) = struct.unpack_from("=Q", ask(kernel, 1, body=b"file\0")[1])
+    assert ask(kernel, 14, node, bytes(8))[0] == errno.ENOSYS
+    for start, expected in ((0, b"content"), (3, b"tent"), (99, b"")):
+        read = struct.pack("=QQIIQII", 0, start, 100, 0, 0, 0, 0)
+        assert ask(kernel, 15, node, read) == (0, expected)
+    error, attributes = ask(kernel, 3, node, struct.pack("=IIQ", 1, 0, 0))
+    assert (error, struct.unpack_from("=QQ", attributes, 24)) == (0, (7, 1))
+    assert ask(kernel, 46, node, struct.pack("=QQII", 0, 2, 4, 0)) == (0, struct.pack("=Q", 7)), "SEEK_HOLE"
+    folder_node = struct.unpack_from("=Q", ask(kernel, 1, body=b"folder\0")[1])[0]
+    read = struct.pack("=QQIIQII", 0, 0, 100, 0, 0, 0, 0)
+    assert ask(kernel, 15, folder_node, read)[0] == errno.EISDIR
+    assert ask(kernel, 15, 99, read)[0] == errno.ESTALE
+    assert ask(kernel, 27, body=bytes(8))[0] == 0, "folders are opened: not all of them may be remembered"
+
+
+def test_files_that_are_read_unopened_are_remembered_and_not_for_ever() -> None:
+    names = [b"%04d" % number for number in range(1500)]
+    with served(MemoryTree(folder({name: Item(name) for name in names}))) as (kernel, loop):
+        ask(kernel, 26, body=struct.pack("=IIII", 7, 45, 131072, 1 << 17) + bytes(48))
+        nodes = [struct.unpack_from("=Q", ask(kernel, 1, body=name + b"\0")[1])[0] for name in names]
+        read = struct.pack("=QQIIQII", 0, 0, 100, 0, 0, 0, 0)
+        for _ in range(2):
+            assert [ask(kernel, 15, node, read) for node in nodes] == [(0, name) for name in names]
+        assert len(loop._files) <= 1025
+
+
 def test_the_kernel_may_remember_the_listing_of_what_never_changes(kernel: socket.socket) -> None:
     _, opened = ask(kernel, 27, body=struct.pack("=II", 0, 0))
     assert struct.unpack_from("=QI", opened)[1] == fuse.CACHE_FOLDER | fuse.KEEP_CACHE == 0b1010

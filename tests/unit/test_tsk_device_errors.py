@@ -15,7 +15,7 @@ import pytest
 
 from imageformat.device import MemoryDevice
 from imageformat.errors import CorruptImageError, VolumeError
-from mountfs.drivers import ext, fat, hfsplus, iso9660, tsk
+from mountfs.drivers import ext, fat, hfsplus, iso9660, ntfs
 from mountfs.tree import FileSystemInfo, NodeKind
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ CASES = {
     "fat12": (fat.PLUGIN, "fat12-rust"),
     "exfat": (fat.PLUGIN, "exfat-sr"),
     "iso9660": (iso9660.PLUGIN, "iso-libcdio-copying-rr"),
-    "ntfs": (tsk.PLUGIN, "ntfs-colinfinck"),
+    "ntfs": (ntfs.PLUGIN, "ntfs-colinfinck"),
     "hfs+": (hfsplus.PLUGIN, "hfsp-dfvfs"),
 }
 STEP = 4096

@@ -18,7 +18,7 @@ import json, lzma, sys
 from pathlib import Path
 
 from imageformat.device import MemoryDevice
-from mountfs.drivers import fat, hfsplus, iso9660, tsk
+from mountfs.drivers import fat, hfsplus, iso9660, ntfs
 from mountfs.tree import FileSystemInfo, NodeKind
 
 CASES = {
@@ -26,7 +26,7 @@ CASES = {
     "exfat-sr": (fat, "exfat"),
     "iso-libcdio-copying-rr": (iso9660, "iso9660"),
     "iso-dfvfs": (iso9660, "iso9660"),
-    "ntfs-colinfinck": (tsk, "ntfs"),
+    "ntfs-colinfinck": (ntfs, "ntfs"),
     "hfsp-dfvfs": (hfsplus, "hfs+"),
 }
 found = {}

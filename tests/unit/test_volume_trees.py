@@ -22,6 +22,7 @@ from mountfs.containers import InnerVolume, OpenedContainer, Place, VolumeContai
 from mountfs.damage import name_ranges
 from mountfs.disktree import DiskTree
 from mountfs.tree import FileSystemDriver, FileSystemInfo, Node, NodeKind, Stream, walk
+from mountfs.volumes import among
 from mountfs.volumeslot import MAX_DEPTH, MAX_INNER
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def order(member: tuple[int, BlockDevice]) -> bytes:
 
 def tree_of(disk: bytes, kinds: Kinds | None = None, secrets: Secrets = NO_SECRETS) -> DiskTree:
     return DiskTree(
-        MemoryDevice(disk), [DRIVER], containers=(kinds or Kinds()).find, secrets=secrets, time_ns=5
+        MemoryDevice(disk), among(DRIVER), containers=(kinds or Kinds()).find, secrets=secrets, time_ns=5
     )
 
 
@@ -362,7 +363,7 @@ def test_a_container_that_cannot_be_opened(error: Exception, failures: int) -> N
 
 
 def test_without_its_library_it_says_what_to_install() -> None:
-    tree = DiskTree(MemoryDevice(NESTED), [DRIVER])
+    tree = DiskTree(MemoryDevice(NESTED), among(DRIVER))
     assert "install mountfs[volumes]" in tree.volumes()[1].reason
     note = walk(tree, b"2/README")
     assert b"install mountfs[volumes]" in tree.read(note, 0, note.size)
@@ -434,7 +435,7 @@ def test_what_multiplies_is_bounded() -> None:
         return OpenedContainer(tuple(InnerVolume("", device.size, device, straight(0)) for _ in range(100)))
 
     many = VolumeContainer("many", frozenset({"luks1"}), open_many)
-    tree = DiskTree(MemoryDevice(mbr(itself)), [], containers=lambda: (many,))
+    tree = DiskTree(MemoryDevice(mbr(itself)), among(), containers=lambda: (many,))
     assert MAX_INNER - 100 < sum(1 for _ in tree.all_volumes()) <= MAX_INNER + 1
     assert kinds.opened > MAX_INNER // 100
 
@@ -469,7 +470,7 @@ def test_close_closes_everything_once() -> None:
             closed.append("disk")
 
     driver = FileSystemDriver("closing", frozenset({"ext2"}), lambda device, _: Closing(device))
-    tree = DiskTree(Disk(NESTED), [driver], containers=Kinds().find)
+    tree = DiskTree(Disk(NESTED), among(driver), containers=Kinds().find)
     everything(tree)
     tree.close()
     tree.close()

@@ -21,7 +21,7 @@ from mountfs.cli.images import disk_of, find_node, opened_point, parse_inner
 from mountfs.cli.render import Renderer, format_duration, format_size
 from mountfs.disktree import DiskTree
 from mountfs.session import Session
-from mountfs.volumes import Openers, read_layout
+from mountfs.volumes import Openers, among, read_layout
 
 ImageOrPart = Annotated[
     str,
@@ -157,7 +157,7 @@ def contents(path: str) -> list[str]:
     except MountfsError:
         return []
     try:
-        layout = read_layout(device, Openers((), tuple), device.sector_size)
+        layout = read_layout(device, Openers(among(), tuple), device.sector_size)
         return [
             f"{volume.name.decode('utf-8', 'replace')} ({format_size(volume.size)})"
             for volume in layout.volumes

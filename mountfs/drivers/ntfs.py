@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mountfs.tree import FileSystemInfo, FileTree
 
 
-def open_tsk(device: BlockDevice, info: FileSystemInfo) -> FileTree:
+def open_ntfs(device: BlockDevice, info: FileSystemInfo) -> FileTree:
     """Open an NTFS volume.
 
     Raises:
@@ -26,11 +26,11 @@ def open_tsk(device: BlockDevice, info: FileSystemInfo) -> FileTree:
         UnsupportedVolumeError: the type is another.
     """
     if info.type != "ntfs":
-        raise UnsupportedVolumeError(f"the tsk driver does not open {info.type}")
+        raise UnsupportedVolumeError(f"the NTFS driver does not open {info.type}")
     with reading("the NTFS file system"):
         tree = VolumeTree(NtfsVolume(device))
         tree.root()
     return tree
 
 
-PLUGIN = FileSystemDriver(name="tsk", types=frozenset({"ntfs"}), open=open_tsk)
+PLUGIN = FileSystemDriver(name="ntfs", types=frozenset({"ntfs"}), open=open_ntfs)
