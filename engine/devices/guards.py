@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +17,7 @@ from engine.devices import sysfs
 from engine.devices.backing import Backing, BackingWalk, identify
 from engine.devices.inventory import mounted_at
 from engine.devices.mountinfo import swap_areas
+from engine.devices.naming import named_path, normal_mark, normal_wwn
 from engine.devices.sysfs import LOCAL, SystemRoots
 from imageformat.errors import (
     AccessDeniedError,
@@ -25,6 +26,7 @@ from imageformat.errors import (
     NotFoundError,
     TargetHoldsImageError,
     TargetInUseError,
+    TargetMismatchError,
     TargetTooSmallError,
     UsageError,
 )
@@ -60,6 +62,8 @@ class TargetFacts:
     """The running system lives on it."""
     images: tuple[str, ...] = ()
     """Those of the given image files that lie on it."""
+    sources: tuple[str, ...] = ()
+    """Those of the given sources that are it, lie on it, or on which it lies."""
 
     @property
     def is_device(self) -> bool:
@@ -67,24 +71,34 @@ class TargetFacts:
         return self.kind in {"disk", "partition"}
 
 
-def target_facts(path: str, image_paths: Iterable[str] = (), *, roots: SystemRoots = LOCAL) -> TargetFacts:
+def target_facts(
+    path: str,
+    image_paths: Iterable[str] = (),
+    *,
+    sources: Iterable[str] = (),
+    roots: SystemRoots = LOCAL,
+) -> TargetFacts:
     """Collect what is known of a target without changing it.
 
     Args:
-        path: Block device, existing file, or a file that is to be made.
+        path: Block device, existing file, or a file that is to be made; a device also by `naming`.
         image_paths: Every file the restore will read: the image, its ancestors, their folder.
+        sources: Disks, partitions and files that are copied to it.
         roots: Where the kernel describes its devices.
 
     Raises:
         NotFoundError: the folder of a new file, or the device, does not exist.
+        AmbiguousNameError: several disks are of that name.
         UsageError: a folder, pipe or character device.
         AccessDeniedError: the user may not look at it, or not write it.
     """
+    path = named_path(path, roots)
+    read = tuple(os.path.realpath(named_path(source, roots)) for source in sources)
     try:
         real = os.path.realpath(path)
         status = Path(real).stat()
     except (FileNotFoundError, NotADirectoryError):
-        return _new_file_facts(os.path.realpath(path), roots)
+        return _new_file_facts(os.path.realpath(path), read, roots)
     except PermissionError as error:
         raise AccessDeniedError(
             f"{path} may not be looked at by this user; run this as root, or choose another place"
@@ -96,8 +110,9 @@ def target_facts(path: str, image_paths: Iterable[str] = (), *, roots: SystemRoo
     if found is None:
         raise UsageError(f"{path} cannot be restored to: name a disk, a partition or a file")
     images = tuple(image for image in image_paths if walk.holds(real, image))
+    read = tuple(source for source in read if walk.holds(real, source))
     if isinstance(found, str):
-        return _device_facts(real, found, walk, images, roots)
+        return replace(_device_facts(real, found, walk, roots), images=images, sources=read)
     return TargetFacts(
         path=real,
         kind="file",
@@ -107,6 +122,7 @@ def target_facts(path: str, image_paths: Iterable[str] = (), *, roots: SystemRoo
         mounted_at=_mounted(found, walk),
         held_by=_holders(found, walk, roots),
         images=images,
+        sources=read,
     )
 
 
@@ -136,6 +152,10 @@ def check_target(facts: TargetFacts, needed_size: int) -> None:
             f"{name} holds {facts.images[0]}, which the restore reads; restore to another disk, or copy the "
             "images elsewhere first"
         )
+    if facts.sources:
+        raise TargetHoldsImageError(
+            f"{name} is, or has bytes in common with, {facts.sources[0]}, which is read; name another disk"
+        )
     if facts.system:
         raise TargetInUseError(
             f"{name} holds the running system; to restore it, start this machine from another disk"
@@ -150,6 +170,41 @@ def check_target(facts: TargetFacts, needed_size: int) -> None:
         raise DestinationReadOnlyError(f"{name} is read-only")
     if facts.is_device and facts.size < needed_size:
         raise TargetTooSmallError(f"{name} has {facts.size} bytes, and the disk in the image {needed_size}")
+
+
+def marks(facts: TargetFacts) -> tuple[str, ...]:
+    """What only this target says of itself, best first: any of them names it; none for a file.
+
+    The serial number; of a disk that has none, its world-wide name; without that, size in bytes and name.
+    """
+    if not facts.is_device:
+        return ()
+    if facts.serial or facts.wwn:
+        return (facts.serial or facts.wwn,)
+    return (str(facts.size), facts.path, Path(facts.path).name)
+
+
+def is_mark(facts: TargetFacts, typed: str) -> bool:
+    """Whether somebody typed one of the `marks`; case, blanks around it, a prefix of a WWN do not count."""
+    normal = normal_mark if facts.serial else normal_wwn
+    return any(normal(typed) == normal(mark) for mark in marks(facts))
+
+
+def check_mark(facts: TargetFacts, typed: str) -> None:
+    """Refuse a target that is not the disk whose serial number was given; pure.
+
+    Raises:
+        TargetMismatchError
+    """
+    if is_mark(facts, typed):
+        return
+    if not facts.is_device:
+        raise TargetMismatchError(f"{facts.path} is a file and has no serial number; '{typed}' was demanded")
+    known = f"serial number {facts.serial}" if facts.serial else f"no serial number, but {marks(facts)[0]}"
+    raise TargetMismatchError(
+        f"{describe(facts)} is not the disk that was demanded: it has {known}, not '{typed}'; nothing was "
+        "written"
+    )
 
 
 def describe(facts: TargetFacts) -> str:
@@ -174,19 +229,19 @@ def device_identity(number: str, roots: SystemRoots = LOCAL) -> tuple[str, ...]:
     return (number, str(sysfs.size_of(folder)), serial, sysfs.attribute(disk, "diskseq"))
 
 
-def _new_file_facts(real: str, roots: SystemRoots) -> TargetFacts:
+def _new_file_facts(real: str, sources: tuple[str, ...], roots: SystemRoots) -> TargetFacts:
     folder = Path(real).parent
     if not folder.is_dir():
         raise NotFoundError(f"the folder {folder} does not exist; make it first")
-    entry = BackingWalk(roots).mount_of(folder)
+    walk = BackingWalk(roots)
+    entry = walk.mount_of(folder)
     if entry is not None and (entry.file_system == "devtmpfs" or entry.mount_point == str(roots.dev)):
-        raise NotFoundError(f"there is no device {real}; 'lsblk' lists the disks of this machine")
-    return TargetFacts(path=real, kind="new file", size=0, read_only=_is_read_only(folder))
+        raise NotFoundError(f"there is no device {real}; 'mountfs disks' lists those of this machine")
+    grown = tuple(source for source in sources if walk.holds(source, real))
+    return TargetFacts(path=real, kind="new file", size=0, read_only=_is_read_only(folder), sources=grown)
 
 
-def _device_facts(
-    real: str, number: str, walk: BackingWalk, images: tuple[str, ...], roots: SystemRoots
-) -> TargetFacts:
+def _device_facts(real: str, number: str, walk: BackingWalk, roots: SystemRoots) -> TargetFacts:
     folder = sysfs.block_folder(number, roots)
     if folder is None:
         raise DestinationError(
@@ -207,7 +262,6 @@ def _device_facts(
         held_by=_holders(number, walk, roots),
         in_use=_refuses_exclusive(real),
         system=any(point in _SYSTEM_MOUNTS for point in mounted),
-        images=images,
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engine.devices import ioctl, sysfs
+from engine.devices.naming import named_path
 from engine.devices.sysfs import LOCAL, SystemRoots
 from imageformat import system
 from imageformat.device import check_range
@@ -133,16 +134,18 @@ def open_source(
     """Open a block device or regular file for imaging, read-only; the caller closes it.
 
     Args:
-        path: Device, link to a device (``/dev/disk/by-id/...``), or image file.
+        path: Device, link to a device (``/dev/disk/by-id/...``), image file, or ``serial=...`` and what
+            else `naming` knows.
         sector_size: What a regular file counts in; a device tells its own.
         roots: Where the kernel describes its devices.
 
     Raises:
         NotFoundError: nothing is there.
+        AmbiguousNameError: several disks are of that name.
         AccessDeniedError: the user may not read it.
         SourceReadError: it is no disk and no file, or has no medium.
     """
-    real = os.path.realpath(path)
+    real = os.path.realpath(named_path(path, roots))
     try:
         status = Path(real).stat()
         if not (stat.S_ISBLK(status.st_mode) or stat.S_ISREG(status.st_mode)):
@@ -205,7 +208,7 @@ def _device_identity(real: str, size: int, number: str, roots: SystemRoots) -> S
 
 def _open_error(path: str, error: OSError) -> MountfsError:
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-        return NotFoundError(f"{path} does not exist; 'lsblk' lists the disks of this machine")
+        return NotFoundError(f"{path} does not exist; 'mountfs disks' lists those of this machine")
     if error.errno in {errno.EACCES, errno.EPERM}:
         advice = "run this as root" if Path("/dev") in Path(path).parents else "check who may read it"
         return AccessDeniedError(f"{path} may not be read by this user; {advice}")
