@@ -45,7 +45,7 @@ def test_a_good_target_passes_and_is_described() -> None:
     ("facts", "error", "said"),
     [
         (replace(GOOD, images=("/r/a.mfi",)), TargetHoldsImageError, "holds /r/a.mfi"),
-        (replace(GOOD, sources=("/dev/sdb2",)), TargetHoldsImageError, "in common with /dev/sdb2"),
+        (replace(GOOD, sources=("/dev/sdb2",)), TargetHoldsImageError, "in common with, /dev/sdb2"),
         (replace(GOOD, system=True, mounted_at=("/",)), TargetInUseError, "running system"),
         (replace(GOOD, mounted_at=("/a", "/b")), TargetInUseError, "mounted at /a, /b"),
         (replace(GOOD, held_by=("/dev/dm-0",)), TargetInUseError, "held by /dev/dm-0"),
