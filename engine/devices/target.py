@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from engine.devices import ioctl
 from engine.devices.guards import TargetFacts, device_identity, file_identity, target_facts
 from engine.devices.sysfs import LOCAL, SystemRoots
+from engine.devices.windowsdevice import WindowsTarget
+from engine.devices.windowskernel import kernel
 from imageformat import system
 from imageformat.device import WritableDevice, check_range
 from imageformat.direct import ALIGNMENT, DirectFile
@@ -82,11 +85,17 @@ def open_target(
     facts = target_facts(path, roots=roots) if expected is None else expected
     if not facts.is_device:
         return FileTarget.create(facts, size, sector_size=sector_size)
-    device = DeviceTarget.open(facts, roots=roots)
+    device = _open_device(facts, roots)
     if device.size < size:
         device.close()
         raise TargetTooSmallError(f"{facts.path} has {device.size} bytes, and the disk in the image {size}")
     return device
+
+
+def _open_device(facts: TargetFacts, roots: SystemRoots) -> DeviceTarget | WindowsTarget:
+    if sys.platform == "win32":
+        return WindowsTarget.open(kernel(), facts)
+    return DeviceTarget.open(facts, roots=roots)
 
 
 class _DescriptorDevice:
