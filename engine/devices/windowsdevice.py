@@ -146,9 +146,15 @@ class WindowsTarget(_Sectors):
                 f"{facts.path} is not the disk it was a moment ago; look again which one is meant"
             )
         with ExitStack() as stack:
-            for volume in windowsdisks.volumes_on(devices, facts.path):
+            held = [
                 stack.enter_context(windows.locked(devices, volume.path))
-            handle = stack.enter_context(windows.opened(devices, facts.path, write=True))
+                for volume in windowsdisks.volumes_on(devices, facts.path)
+            ]
+            # A locked volume cannot be opened once more, not even by who locked it.
+            is_drive = windowsdisks.is_drive(facts.path) or not held
+            handle = (
+                stack.enter_context(windows.opened(devices, facts.path, write=True)) if is_drive else held[0]
+            )
             with suppress(OSError):
                 devices.control(handle, _ALLOW_EXTENDED_DASD_IO, b"", 0)
             target = cls(devices, stack.pop_all(), handle, facts.path, disk.size, disk.sector_size)

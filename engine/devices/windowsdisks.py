@@ -41,9 +41,17 @@ class Volume:
 
 
 def list_volumes(devices: Devices) -> tuple[Volume, ...]:
-    """Return the volumes that lie on drives; an optical disc and an empty reader do not."""
+    """Return the volumes that lie on drives; an optical disc and an empty reader do not.
+
+    Raises:
+        SourceReadError: Windows does not list its volumes, so that nobody knows what a drive holds.
+    """
     found: list[Volume] = []
-    for name in devices.volumes():
+    try:
+        names = devices.volumes()
+    except OSError as error:
+        raise SourceReadError(f"Windows does not list its volumes: {error.strerror}") from error
+    for name in names:
         with suppress(*_UNASKABLE):
             extents = windows.volume_extents(devices, name.rstrip("\\"))
             found.append(Volume(name, tuple(devices.mount_points(name)), tuple(extents)))

@@ -109,18 +109,17 @@ winreg.KEY_READ = winreg.KEY_WOW64_32KEY = winreg.HKEY_LOCAL_MACHINE = 0
 def open_key(*arguments):
     raise FileNotFoundError(2, "no such key")
 winreg.OpenKey = open_key
-real_rename = os.rename
-class Move:
-    def __call__(self, source, target, flags):
-        if os.path.lexists(target):
-            return 0
-        real_rename(source, target)
-        return 1
-class Library:
-    MoveFileExW = Move()
-ctypes.WinDLL = lambda name, **options: Library
-ctypes.get_last_error = lambda: 183
-ctypes.WinError = lambda code: FileExistsError(17, "there already")
+msvcrt.get_osfhandle = lambda fd: fd
+sys.path.insert(0, "tests")
+from support.windowsmachine import Drive, Kernel32, Volume, WindowsMachine, error
+told = json.loads(os.environ.get("DRIVES", "[{}, []]"))
+machine = WindowsMachine(
+    {int(number): Drive(**drive) for number, drive in told[0].items()}, [Volume(**volume) for volume in told[1]]
+)
+kernel32 = Kernel32(machine)
+ctypes.WinDLL = lambda name, **options: kernel32
+ctypes.get_last_error = lambda: kernel32.last
+ctypes.WinError = error
 os.O_BINARY = os.O_NOINHERIT = 0
 main = importlib.import_module("mountfs.cli.__main__").main
 sys.argv = ["mountfs", *json.loads(sys.argv[1])]
@@ -167,8 +166,17 @@ def test_a_file_can_be_backed_up_looked_into_and_verified(tmp_path: Path) -> Non
     listed = json.loads(_on_windows("list", repository, "--json").splitlines()[0])
     assert listed
     _on_windows("verify", repository)
-    _on_windows("restore", repository, str(tmp_path / "back.img"), code=40)
-    assert not (tmp_path / "back.img").exists()
+    _on_windows("restore", repository, str(tmp_path / "back.img"), "--verify")
+    assert (tmp_path / "back.img").read_bytes() == disk.read_bytes()
+    _on_windows("restore", f"{repository}/disk@1", str(tmp_path / "back.img"), code=53)
+    _on_windows("restore", f"{repository}/disk@1", str(tmp_path / "back.img"), "--yes")
+    assert (tmp_path / "back.img").read_bytes() == content
+    _on_windows("convert", f"{repository}/disk@1", str(tmp_path / "made.raw"))
+    assert (tmp_path / "made.raw").read_bytes() == content
+    _on_windows("convert", f"{repository}/disk@1", str(tmp_path / "made.vhdx"))
+    _on_windows("convert", str(tmp_path / "made.vhdx"), str(tmp_path / "again"), "--set", "same")
+    _on_windows("restore", str(tmp_path / "again"), str(tmp_path / "again.img"))
+    assert (tmp_path / "again.img").read_bytes() == content
     assert _on_windows("doctor", code=1).count(b"WinFsp") >= 1
     _on_windows("mount", repository, str(tmp_path / "drive"), code=71)
 
@@ -178,10 +186,19 @@ def test_an_image_becomes_a_drive_by_the_command_line(tmp_path: Path) -> None:
     unpacked()
     (tmp_path / "content" / "hello").mkdir(parents=True)
     (tmp_path / "content" / "hello" / "world").write_text("of linux")
+    (tmp_path / "content" / "a:b").write_text("colon")
     image = make_ext4(tmp_path / "small.img", 8 << 20, populate_from=tmp_path / "content")
     assert _on_windows("cat", f"{image}:0/hello/world") == b"of linux"
     assert b"world" in _on_windows("ls", f"{image}:0/hello")
-    _on_windows("cp", f"{image}:0/hello", str(tmp_path), code=40)
+    (tmp_path / "out").mkdir()
+    told = json.loads(
+        _on_windows("cp", f"{image}:0/hello", f"{image}:0/a:b", str(tmp_path / "out"), "--json")
+    )
+    assert (told["files"], told["failures"]) == (2, [])
+    assert (tmp_path / "out" / "hello" / "world").read_text() == "of linux"
+    assert (tmp_path / "out" / "%escaped%a%3Ab").read_text() == "colon"
+    times = [(tmp_path / place / "hello" / "world").stat().st_mtime_ns for place in ("out", "content")]
+    assert times[0] // 10**9 == times[1] // 10**9, "mke2fs keeps seconds"
     (tmp_path / "winfsp" / "bin").mkdir(parents=True)
     place = tmp_path / "drive"
     said = _on_windows(
@@ -190,6 +207,49 @@ def test_an_image_becomes_a_drive_by_the_command_line(tmp_path: Path) -> None:
     assert b"small.img of linux" in said
     assert b"end it with: Ctrl-C" in said, "there is no background on Windows"
     assert not place.exists()
+
+
+def test_drives_are_listed_imaged_and_overwritten_by_the_command_line(tmp_path: Path) -> None:
+    """All of it by ctypes: structures, handles and buffers go to a kernel32 that reads what they say."""
+    mib = 1 << 20
+    contents = {number: random.Random(number).randbytes(4 * mib) for number in (0, 1, 2)}
+    drives = {}
+    for number, content in contents.items():
+        (tmp_path / f"drive{number}").write_bytes(content)
+        drives[number] = {"file": str(tmp_path / f"drive{number}"), "serial": f"SN{number}"}
+    volumes = [
+        {"extents": [[0, mib, 2 * mib]], "points": ["C:\\"]},
+        {"extents": [[2, mib, 2 * mib]], "points": ["E:\\"]},
+    ]
+    one, two = "\\\\.\\PhysicalDrive1", "\\\\.\\PhysicalDrive2"
+    repository = str(tmp_path / "repository")
+
+    def run(*words: str, code: int = 0) -> bytes:
+        return _on_windows(*words, code=code, DRIVES=json.dumps([drives, volumes]))
+
+    found = json.loads(run("disks", "--json"))["disks"]
+    assert [(disk["serial"], disk["mounted_at"]) for disk in found] == [
+        ("SN0", ["C:\\"]),
+        ("SN1", []),
+        ("SN2", ["E:\\"]),
+    ]
+    run("backup", "serial=sn1", repository)
+    run("backup", "E:", repository)
+    run("backup", "C:", repository, code=43)
+    place = f"{repository}/PhysicalDrive1"
+    run("restore", place, two, "--yes", code=53)
+    run("restore", place, two, "--target-serial", "SN1", code=55)
+    run("restore", place, "\\\\.\\PhysicalDrive0", "--target-serial", "SN0", code=52)
+    run("restore", place, "\\\\.\\PhysicalDrive7", "--target-serial", "SN0", code=60)
+    run("restore", place, "E:", "--target-serial", "SN2", code=50)
+    assert (tmp_path / "drive2").read_bytes() == contents[2]
+    run("restore", place, two, "--target-serial", "SN2", "--verify")
+    assert (tmp_path / "drive2").read_bytes() == contents[1]
+    run("restore", f"{repository}/E", "serial=SN2", "--target-serial", "SN2")
+    assert (tmp_path / "drive2").read_bytes()[: 2 * mib] == contents[2][mib : 3 * mib]
+    run("restore", f"{repository}/E", "E:", "--target-serial", "SN2", "--verify")
+    assert (tmp_path / "drive2").read_bytes()[mib : 3 * mib] == contents[2][mib : 3 * mib]
+    assert (tmp_path / "drive1").read_bytes() == contents[1]
 
 
 @pytest.mark.parametrize("name", ["fcntl", "resource"])
