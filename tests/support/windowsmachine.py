@@ -1,4 +1,4 @@
-# ruff: noqa: N802 (the functions are called as Windows calls them)
+# ruff: noqa: N802, ARG002 (the functions are called as Windows calls them)
 """A Windows machine whose drives are files: `Devices` for tests in one process, kernel32 for whole commands.
 
 What each call does is taken from the documentation of the Windows API. The layouts of answers are written a
@@ -170,7 +170,7 @@ class WindowsMachine:
     def mount_points(self, volume: str) -> list[str]:
         return self.volumes_there[self.volumes().index(volume)].points
 
-    def volume_of(self, path: str) -> str:  # noqa: ARG002
+    def volume_of(self, path: str) -> str:
         return GUID.format(0)
 
     def system_folder(self) -> str:
