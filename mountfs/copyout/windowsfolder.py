@@ -176,10 +176,17 @@ class WindowsFolder:
         """See `Folder`: MoveFileEx, which replaces only where that is asked for."""
         inode = self.status(staged).st_ino
         if overwrite is Overwrite.REPLACE:
-            system.replace(self.path_of(staged), self.path_of(name))
+            self._replace(self.path_of(staged), self.path_of(name))
         else:
             system.rename_new(self.path_of(staged), self.path_of(name))
         self._made.add(inode)
+
+    def _replace(self, staged: Path, target: Path) -> None:
+        try:
+            system.replace(staged, target)
+        except PermissionError:
+            self._calls.clear_attributes(str(target))  # what is read-only is not replaced
+            system.replace(staged, target)
 
     def create(self, staged: bytes) -> WrittenFile:
         """See `Folder`."""

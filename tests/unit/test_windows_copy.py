@@ -168,6 +168,22 @@ def test_a_read_only_leftover_is_removed(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_read_only_file_is_replaced_when_that_is_asked_for(
+    calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+
+    def replace(source: Path, target: Path) -> None:
+        if str(target) not in calls.cleared:
+            raise PermissionError(errno.EACCES, "read-only")
+        source.rename(target)
+
+    monkeypatch.setattr("mountfs.copyout.windowsfolder.system.replace", replace)
+    assert _copy({b"a": Item(b"new")}, tmp_path, overwrite=Overwrite.REPLACE).failures == ()
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert calls.cleared == [str(tmp_path / "a")]
+
+
 def test_a_missing_target_is_told_as_everywhere(calls: Calls, tmp_path: Path) -> None:
     with pytest.raises(DestinationError, match="cannot write"):
         _copy({b"a": Item(b"a")}, tmp_path / "no" / "where")
