@@ -30,6 +30,7 @@ The message is one line: what is wrong, where, and what to do about it.
         TargetHoldsImageError          52
         NotConfirmedError              53   nobody agreed to overwrite it
         VerificationError              54   what was written does not read back
+        TargetMismatchError            55   the target is not the disk whose serial number was given
       NotFoundError                    60   no such image, point, partition or file
         AmbiguousNameError             61
       VolumeError                      62   a file system that cannot be read
@@ -198,7 +199,7 @@ class TargetInUseError(TargetError):
 
 
 class TargetHoldsImageError(TargetError):
-    """The image that is to be restored lies on the target."""
+    """What would be read, the image or the source, lies on the target."""
 
     exit_code = 52
 
@@ -215,6 +216,13 @@ class VerificationError(TargetError):
 
     errno = _errno.EIO
     exit_code = 54
+
+
+class TargetMismatchError(TargetError):
+    """The target is not the disk whose serial number was given."""
+
+    errno = _errno.ENODEV
+    exit_code = 55
 
 
 class NotFoundError(MountfsError):

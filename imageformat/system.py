@@ -12,7 +12,9 @@ import errno
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
+
+from imageformat.windowspath import extended_if_long
 
 if sys.platform == "win32":
     import msvcrt
@@ -20,12 +22,10 @@ else:
     import fcntl
     import resource
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
-_MOVEFILE_WRITE_THROUGH = 8
+_MOVEFILE_REPLACE_EXISTING, _MOVEFILE_WRITE_THROUGH = 1, 8
+_FSCTL_SET_SPARSE = 0x000900C4
 _WINDOWS_DESCRIPTORS = 512
 """What the C library of Windows allows a process ("_setmaxstdio" in its documentation)."""
 
@@ -89,10 +89,32 @@ if sys.platform == "win32":
         Raises:
             FileExistsError: something has the name.
         """
+        _move(source, target, _MOVEFILE_WRITE_THROUGH)
+
+    def replace(source: Path, target: Path) -> None:
+        """Rename over a file that may stand there, in one step, and return when that is durable."""
+        _move(source, target, _MOVEFILE_REPLACE_EXISTING | _MOVEFILE_WRITE_THROUGH)
+
+    def _move(source: Path, target: Path, flags: int) -> None:
         move = ctypes.WinDLL("kernel32", use_last_error=True).MoveFileExW
         move.argtypes, move.restype = (ctypes.c_wchar_p, ctypes.c_wchar_p, ctypes.c_uint32), ctypes.c_int
-        if not move(str(source), str(target), _MOVEFILE_WRITE_THROUGH):
+        if not move(str(long_path(source)), str(long_path(target)), flags):
             raise ctypes.WinError(ctypes.get_last_error())
+
+    def long_path(path: Path) -> Path:
+        r"""Return a path that may be long in the form that Windows takes at any length: ``\\?\C:\...``."""
+        absolute = os.path.abspath(path)  # noqa: PTH100 - Path.absolute keeps ".."
+        long = extended_if_long(absolute)
+        return path if long == absolute else Path(long)
+
+    def keep_mode(fd: int, mode: int) -> None:
+        """Nothing: a file takes the access list of its folder."""
+
+    def make_sparse(fd: int) -> None:
+        """Let what is never written of an open file take no space; where that is not offered, it does."""
+        control = ctypes.WinDLL("kernel32", use_last_error=True).DeviceIoControl
+        handle = ctypes.c_void_p(msvcrt.get_osfhandle(fd))
+        control(handle, _FSCTL_SET_SPARSE, None, 0, None, 0, ctypes.byref(ctypes.c_uint32()), None)
 
     def open_file_limit() -> int | None:
         """How many files this process may have open; None without a limit."""
@@ -177,6 +199,21 @@ else:
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, "exists already", str(target))
         source.rename(target)
+
+    def replace(source: Path, target: Path) -> None:
+        """Rename over a file that may stand there, in one step; `sync_folder` makes that durable."""
+        source.rename(target)
+
+    def long_path(path: Path) -> Path:
+        """Return the path; here one may be as long as the system takes it."""
+        return path
+
+    def keep_mode(fd: int, mode: int) -> None:
+        """Give an open file the permission bits of the one that it replaces."""
+        os.fchmod(fd, mode)
+
+    def make_sparse(fd: int) -> None:
+        """Nothing: what is never written of a file takes no space."""
 
     def open_file_limit() -> int | None:
         """How many files this process may have open; None without a limit."""

@@ -9,15 +9,20 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from engine.devices import sysfs
-from engine.devices.backing import Backing, BackingWalk, identify
+from engine.devices import sysfs, windowsdisks
+from engine.devices.backing import Backing, BackingWalk, holds, identify
+from engine.devices.facts import TargetFacts
 from engine.devices.inventory import mounted_at
 from engine.devices.mountinfo import swap_areas
+from engine.devices.naming import named_path, normal_mark, normal_wwn
 from engine.devices.sysfs import LOCAL, SystemRoots
+from engine.devices.windows import device_path
+from engine.devices.windowskernel import kernel
+from imageformat import system
 from imageformat.errors import (
     AccessDeniedError,
     DestinationError,
@@ -25,6 +30,7 @@ from imageformat.errors import (
     NotFoundError,
     TargetHoldsImageError,
     TargetInUseError,
+    TargetMismatchError,
     TargetTooSmallError,
     UsageError,
 )
@@ -32,59 +38,50 @@ from imageformat.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-TargetKind = Literal["disk", "partition", "file", "new file"]
+__all__ = [
+    "TargetFacts",
+    "check_mark",
+    "check_target",
+    "describe",
+    "device_identity",
+    "file_identity",
+    "is_mark",
+    "marks",
+    "target_facts",
+    "written_at",
+]
 
 
-@dataclass(frozen=True, slots=True)
-class TargetFacts:
-    """What stands where a restore would write."""
-
-    path: str
-    """Absolute, symbolic links resolved."""
-    kind: TargetKind
-    size: int
-    """Length in bytes now; 0 for a new file. A file takes whatever size it needs."""
-    identity: tuple[str, ...] = ()
-    """Same disk, same attachment, same file: equal as long as the path names the same thing."""
-    model: str = ""
-    serial: str = ""
-    wwn: str = ""
-    read_only: bool = False
-    mounted_at: tuple[str, ...] = ()
-    """Where it, a partition of it, or anything built on it is mounted."""
-    held_by: tuple[str, ...] = ()
-    """What is built on it without being mounted: "/dev/dm-0", "/dev/loop3", "swap"."""
-    in_use: bool = False
-    """The kernel refuses exclusive access, whoever holds it."""
-    system: bool = False
-    """The running system lives on it."""
-    images: tuple[str, ...] = ()
-    """Those of the given image files that lie on it."""
-
-    @property
-    def is_device(self) -> bool:
-        """Whether it is a block device."""
-        return self.kind in {"disk", "partition"}
-
-
-def target_facts(path: str, image_paths: Iterable[str] = (), *, roots: SystemRoots = LOCAL) -> TargetFacts:
+def target_facts(
+    path: str,
+    image_paths: Iterable[str] = (),
+    *,
+    sources: Iterable[str] = (),
+    roots: SystemRoots = LOCAL,
+) -> TargetFacts:
     """Collect what is known of a target without changing it.
 
     Args:
-        path: Block device, existing file, or a file that is to be made.
+        path: Block device, existing file, or a file that is to be made; a device also by `naming`.
         image_paths: Every file the restore will read: the image, its ancestors, their folder.
+        sources: Disks, partitions and files that are copied to it.
         roots: Where the kernel describes its devices.
 
     Raises:
         NotFoundError: the folder of a new file, or the device, does not exist.
+        AmbiguousNameError: several disks are of that name.
         UsageError: a folder, pipe or character device.
         AccessDeniedError: the user may not look at it, or not write it.
     """
+    path = named_path(path, roots)
+    read = tuple(_absolute(named_path(source, roots)) for source in sources)
+    if sys.platform == "win32" and (device := device_path(path)) is not None:
+        return windowsdisks.target_facts(kernel(), device, tuple(image_paths), read)
     try:
-        real = os.path.realpath(path)
+        real = _absolute(path)
         status = Path(real).stat()
     except (FileNotFoundError, NotADirectoryError):
-        return _new_file_facts(os.path.realpath(path), roots)
+        return _new_file_facts(_absolute(path), read, roots)
     except PermissionError as error:
         raise AccessDeniedError(
             f"{path} may not be looked at by this user; run this as root, or choose another place"
@@ -96,8 +93,9 @@ def target_facts(path: str, image_paths: Iterable[str] = (), *, roots: SystemRoo
     if found is None:
         raise UsageError(f"{path} cannot be restored to: name a disk, a partition or a file")
     images = tuple(image for image in image_paths if walk.holds(real, image))
+    read = tuple(source for source in read if walk.holds(real, source) or holds(source, real, roots))
     if isinstance(found, str):
-        return _device_facts(real, found, walk, images, roots)
+        return replace(_device_facts(real, found, walk, roots), images=images, sources=read)
     return TargetFacts(
         path=real,
         kind="file",
@@ -107,6 +105,7 @@ def target_facts(path: str, image_paths: Iterable[str] = (), *, roots: SystemRoo
         mounted_at=_mounted(found, walk),
         held_by=_holders(found, walk, roots),
         images=images,
+        sources=read,
     )
 
 
@@ -116,6 +115,8 @@ def written_at(path: str, roots: SystemRoots = LOCAL) -> tuple[str, ...]:
     Raises:
         NotFoundError: there is nothing of that name.
     """
+    if sys.platform == "win32" and (device := device_path(path)) is not None:
+        return windowsdisks.mounted_on(kernel(), device)
     found = identify(path, roots)
     if found is None:
         raise NotFoundError(f"{path} does not exist")
@@ -136,6 +137,10 @@ def check_target(facts: TargetFacts, needed_size: int) -> None:
             f"{name} holds {facts.images[0]}, which the restore reads; restore to another disk, or copy the "
             "images elsewhere first"
         )
+    if facts.sources:
+        raise TargetHoldsImageError(
+            f"{name} is, or has bytes in common with, {facts.sources[0]}, which is read; name another disk"
+        )
     if facts.system:
         raise TargetInUseError(
             f"{name} holds the running system; to restore it, start this machine from another disk"
@@ -150,6 +155,41 @@ def check_target(facts: TargetFacts, needed_size: int) -> None:
         raise DestinationReadOnlyError(f"{name} is read-only")
     if facts.is_device and facts.size < needed_size:
         raise TargetTooSmallError(f"{name} has {facts.size} bytes, and the disk in the image {needed_size}")
+
+
+def marks(facts: TargetFacts) -> tuple[str, ...]:
+    """What only this target says of itself, best first: any of them names it; none for a file.
+
+    The serial number; of a disk that has none, its world-wide name; without that, size in bytes and name.
+    """
+    if not facts.is_device:
+        return ()
+    if facts.serial or facts.wwn:
+        return (facts.serial or facts.wwn,)
+    return (str(facts.size), facts.path, Path(facts.path).name)
+
+
+def is_mark(facts: TargetFacts, typed: str) -> bool:
+    """Whether somebody typed one of the `marks`; case, blanks around it, a prefix of a WWN do not count."""
+    normal = normal_mark if facts.serial else normal_wwn
+    return any(normal(typed) == normal(mark) for mark in marks(facts))
+
+
+def check_mark(facts: TargetFacts, typed: str) -> None:
+    """Refuse a target that is not the disk whose serial number was given; pure.
+
+    Raises:
+        TargetMismatchError
+    """
+    if is_mark(facts, typed):
+        return
+    if not facts.is_device:
+        raise TargetMismatchError(f"{facts.path} is a file and has no serial number; '{typed}' was demanded")
+    known = f"serial number {facts.serial}" if facts.serial else f"no serial number, but {marks(facts)[0]}"
+    raise TargetMismatchError(
+        f"{describe(facts)} is not the disk that was demanded: it has {known}, not '{typed}'; nothing was "
+        "written"
+    )
 
 
 def describe(facts: TargetFacts) -> str:
@@ -174,19 +214,27 @@ def device_identity(number: str, roots: SystemRoots = LOCAL) -> tuple[str, ...]:
     return (number, str(sysfs.size_of(folder)), serial, sysfs.attribute(disk, "diskseq"))
 
 
-def _new_file_facts(real: str, roots: SystemRoots) -> TargetFacts:
+def _absolute(path: str) -> str:
+    """Resolve a path of a file; what Windows opens as a drive or volume stays."""
+    if sys.platform == "win32":
+        device = device_path(path)
+        return str(system.long_path(Path(os.path.realpath(path)))) if device is None else device
+    return os.path.realpath(path)
+
+
+def _new_file_facts(real: str, sources: tuple[str, ...], roots: SystemRoots) -> TargetFacts:
     folder = Path(real).parent
     if not folder.is_dir():
         raise NotFoundError(f"the folder {folder} does not exist; make it first")
-    entry = BackingWalk(roots).mount_of(folder)
+    walk = BackingWalk(roots)
+    entry = walk.mount_of(folder)
     if entry is not None and (entry.file_system == "devtmpfs" or entry.mount_point == str(roots.dev)):
-        raise NotFoundError(f"there is no device {real}; 'lsblk' lists the disks of this machine")
-    return TargetFacts(path=real, kind="new file", size=0, read_only=_is_read_only(folder))
+        raise NotFoundError(f"there is no device {real}; 'mountfs disks' lists those of this machine")
+    grown = tuple(source for source in sources if holds(source, real, roots))
+    return TargetFacts(path=real, kind="new file", size=0, read_only=_is_read_only(folder), sources=grown)
 
 
-def _device_facts(
-    real: str, number: str, walk: BackingWalk, images: tuple[str, ...], roots: SystemRoots
-) -> TargetFacts:
+def _device_facts(real: str, number: str, walk: BackingWalk, roots: SystemRoots) -> TargetFacts:
     folder = sysfs.block_folder(number, roots)
     if folder is None:
         raise DestinationError(
@@ -207,7 +255,6 @@ def _device_facts(
         held_by=_holders(number, walk, roots),
         in_use=_refuses_exclusive(real),
         system=any(point in _SYSTEM_MOUNTS for point in mounted),
-        images=images,
     )
 
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 from engine.devices import ioctl
 from engine.devices.guards import TargetFacts, device_identity, file_identity, target_facts
 from engine.devices.sysfs import LOCAL, SystemRoots
+from engine.devices.windowsdevice import WindowsTarget
+from engine.devices.windowskernel import kernel
 from imageformat import system
 from imageformat.device import WritableDevice, check_range
-from imageformat.direct import DirectFile
+from imageformat.direct import ALIGNMENT, DirectFile
 from imageformat.errors import (
     AccessDeniedError,
     DestinationError,
@@ -80,18 +82,20 @@ def open_target(
         TargetInUseError, TargetTooSmallError, DestinationReadOnlyError, DestinationFullError,
         AccessDeniedError, NotFoundError, UsageError, DestinationError
     """
-    if sys.platform == "win32":
-        raise DestinationError(
-            "disks and images are not written on Windows yet: mount with --disk and copy disk.img"
-        )
     facts = target_facts(path, roots=roots) if expected is None else expected
     if not facts.is_device:
         return FileTarget.create(facts, size, sector_size=sector_size)
-    device = DeviceTarget.open(facts, roots=roots)
+    device = _open_device(facts, roots)
     if device.size < size:
         device.close()
         raise TargetTooSmallError(f"{facts.path} has {device.size} bytes, and the disk in the image {size}")
     return device
+
+
+def _open_device(facts: TargetFacts, roots: SystemRoots) -> DeviceTarget | WindowsTarget:
+    if sys.platform == "win32":
+        return WindowsTarget.open(kernel(), facts)
+    return DeviceTarget.open(facts, roots=roots)
 
 
 class _DescriptorDevice:
@@ -257,11 +261,12 @@ class FileTarget(_DescriptorDevice):
     """A sparse file under a temporary name, renamed by `commit`; closing it without that removes it."""
 
     def __init__(self, fd: int, facts: TargetFacts, size: int, *, sector_size: int) -> None:
-        block_size = os.fstat(fd).st_blksize
+        block_size = getattr(os.fstat(fd), "st_blksize", ALIGNMENT)  # Windows does not tell it
         super().__init__(fd, facts.path, size=size, block_size=block_size, sector_size=sector_size)
         self._facts = facts
         self._part = part_path(facts.path)
         self._written_end = 0
+        self._published = False
 
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
         """See `BlockDevice.extents`; the holes of the file are ZERO, all else is DATA."""
@@ -282,10 +287,10 @@ class FileTarget(_DescriptorDevice):
         fd = _open_part(part)
         try:
             os.ftruncate(fd, 0)
+            system.make_sparse(fd)
             os.ftruncate(fd, size)
         except OSError as error:
-            part.unlink(missing_ok=True)
-            os.close(fd)
+            _remove_open(fd, part)
             raise _failure("make", str(part), None, error) from error
         return cls(fd, facts, size, sector_size=sector_size)
 
@@ -311,18 +316,28 @@ class FileTarget(_DescriptorDevice):
         self._check_unchanged()
         try:
             if self._facts.kind == "file":
-                os.fchmod(self._fd, stat.S_IMODE(Path(self.path).stat().st_mode))
-            self._part.rename(self.path)
+                system.keep_mode(self._fd, stat.S_IMODE(Path(self.path).stat().st_mode))
+            if not system.CAN_RENAME_OPEN_FILES:
+                super().close()
+            if self._facts.kind == "file":
+                system.replace(self._part, Path(self.path))
+            else:
+                system.rename_new(self._part, Path(self.path))
             system.sync_folder(self._part.parent)
+        except FileExistsError as error:
+            raise _made_meanwhile(self.path) from error
         except OSError as error:
             raise _failure("publish", self.path, None, error) from error
+        self._published = True
         super().close()
 
     def abort(self) -> None:
         """See `Target.abort`."""
-        if self._fd >= 0:
+        if self._fd >= 0 and system.CAN_RENAME_OPEN_FILES:
             self._part.unlink(missing_ok=True)
-            super().close()
+        super().close()
+        if not system.CAN_RENAME_OPEN_FILES and not self._published:
+            self._part.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Abort, unless it was committed."""
@@ -334,9 +349,20 @@ class FileTarget(_DescriptorDevice):
         except FileNotFoundError:
             identity = ()
         if identity != self._facts.identity:
-            raise TargetInUseError(
-                f"{self.path} was made or replaced by another program meanwhile; nothing was changed"
-            )
+            raise _made_meanwhile(self.path)
+
+
+def _made_meanwhile(path: str) -> TargetInUseError:
+    return TargetInUseError(f"{path} was made or replaced by another program meanwhile; nothing was changed")
+
+
+def _remove_open(fd: int, part: Path) -> None:
+    """Remove a file and close it, in the order that this system takes; the lock holds as long as it may."""
+    if system.CAN_RENAME_OPEN_FILES:
+        part.unlink(missing_ok=True)
+    os.close(fd)
+    if not system.CAN_RENAME_OPEN_FILES:
+        part.unlink(missing_ok=True)
 
 
 def part_path(path: str) -> Path:

@@ -24,6 +24,7 @@ from mountfs.cli.render import OutputClosedError, renderer_for, run_to_exit_code
 from mountfs.cli.render.streams import flush_output, written_to_output
 
 COMMANDS = {
+    "disks": "List the disks of this machine.",
     "backup": "Image a disk, a partition or an image file.",
     "list": "List the sets and points of a repository.",
     "info": "Show what an image is: disk, partitions, what is stored.",

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from mountfs.copyout.folder import FATAL
 from mountfs.copyout.report import LossKind
@@ -16,7 +16,7 @@ from mountfs.tree import NOT_COPIED_XATTRS, UNLISTED_XATTRS, NodeKind
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from mountfs.copyout.folder import Folder
+    from mountfs.copyout.places import Place
     from mountfs.copyout.report import CopyOptions
     from mountfs.tree import Node
 
@@ -25,91 +25,7 @@ if TYPE_CHECKING:
 _SPECIAL = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 _CAPABILITY = "security.capability"
 _NO_ID = (1 << 32) - 1
-
-
-class Place(Protocol):
-    """Something in the target whose attributes can be set."""
-
-    def status(self) -> os.stat_result:
-        """Read them."""
-        ...
-
-    def set_owner(self, uid: int, gid: int) -> None:
-        """Set user and group; -1 leaves one as it is."""
-        ...
-
-    def set_mode(self, mode: int) -> None:
-        """Set the permission bits."""
-        ...
-
-    def set_times(self, times: tuple[int, int]) -> None:
-        """Set access and modification time."""
-        ...
-
-    def set_attribute(self, name: bytes, value: bytes) -> None:
-        """Set one extended attribute."""
-        ...
-
-
-class OpenPlace:
-    """A file or folder that is open."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def status(self) -> os.stat_result:
-        """See `Place`."""
-        return os.fstat(self._fd)
-
-    def set_owner(self, uid: int, gid: int) -> None:
-        """See `Place`."""
-        os.fchown(self._fd, uid, gid)
-
-    def set_mode(self, mode: int) -> None:
-        """See `Place`."""
-        os.fchmod(self._fd, mode)
-
-    def set_times(self, times: tuple[int, int]) -> None:
-        """See `Place`."""
-        os.utime(self._fd, ns=times)
-
-    def set_attribute(self, name: bytes, value: bytes) -> None:
-        """See `Place`."""
-        os.setxattr(self._fd, name, value)
-
-
-class NamedPlace:
-    """A link or special file, which cannot be opened: one name in an open folder, never followed."""
-
-    def __init__(self, folder: Folder, name: bytes) -> None:
-        self._folder = folder
-        self._name = name
-
-    def status(self) -> os.stat_result:
-        """See `Place`."""
-        return self._folder.status(self._name)
-
-    def set_owner(self, uid: int, gid: int) -> None:
-        """See `Place`."""
-        os.chown(self._name, uid, gid, dir_fd=self._folder.fd, follow_symlinks=False)
-
-    def set_mode(self, mode: int) -> None:
-        """See `Place`."""
-        fd = os.open(self._name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder.fd)
-        try:
-            if not stat.S_ISLNK(os.fstat(fd).st_mode):
-                os.chmod(f"/proc/self/fd/{fd}", mode)  # noqa: PTH101 (the only chmod of an O_PATH handle)
-        finally:
-            os.close(fd)
-
-    def set_times(self, times: tuple[int, int]) -> None:
-        """See `Place`."""
-        os.utime(self._name, ns=times, dir_fd=self._folder.fd, follow_symlinks=False)
-
-    def set_attribute(self, name: bytes, value: bytes) -> None:
-        """See `Place`."""
-        path = b"/proc/self/fd/%d/%s" % (self._folder.fd, self._name)
-        os.setxattr(path, name, value, follow_symlinks=False)
+_OF_NTFS = f"{UNLISTED_XATTRS}attrib"
 
 
 def set_attributes(
@@ -129,18 +45,25 @@ def set_attributes(
     if node.kind is not NodeKind.SYMLINK:
         with _tolerated():
             place.set_mode(wanted)
-        _set_unlisted(place, extended)
+        _set_unlisted(place, extended, lose)
     times = (node.atime_ns or node.mtime_ns, node.mtime_ns)
     with _tolerated():
         place.set_times(times)
     status = place.status()
+    if place.posix or _OF_NTFS not in extended:
+        _compare(status, node, wanted, options, lose)
+    unit = place.time_unit_ns
+    if (status.st_atime_ns // unit, status.st_mtime_ns // unit) != (times[0] // unit, times[1] // unit):
+        lose(LossKind.TIMES, "")
+    return status
+
+
+def _compare(status: os.stat_result, node: Node, wanted: int, options: CopyOptions, lose: Lose) -> None:
+    """Report owner and mode that did not come out; what came from NTFS has none to lose on another one."""
     if options.keep_owner and (status.st_uid, status.st_gid) != (node.uid, node.gid):
         lose(LossKind.OWNER, f"{node.uid}:{node.gid}")
     if node.kind is not NodeKind.SYMLINK and stat.S_IMODE(status.st_mode) != wanted:
         lose(LossKind.MODE, f"{wanted:04o}")
-    if (status.st_atime_ns, status.st_mtime_ns) != times:
-        lose(LossKind.TIMES, "")
-    return status
 
 
 def _set_owner(place: Place, node: Node) -> None:
@@ -192,13 +115,16 @@ def _set_extended(place: Place, name: str, value: bytes, options: CopyOptions, l
         lose(kind, f"{safe_text(name)}, {len(value)} bytes: {os.strerror(error.errno or errno.EIO)}")
 
 
-def _set_unlisted(place: Place, extended: Mapping[str, bytes]) -> None:
+def _set_unlisted(place: Place, extended: Mapping[str, bytes], lose: Lose) -> None:
     """Give another NTFS what only NTFS has, after the mode, which ntfs-3g may turn into an access list."""
     for name, value in extended.items():
         if name.startswith(UNLISTED_XATTRS) and name not in NOT_COPIED_XATTRS:
-            # All others refuse them, and an error here says nothing about the target.
-            with contextlib.suppress(OSError):
+            try:
                 place.set_attribute(name.encode("utf-8", "surrogateescape"), value)
+            except OSError as error:
+                # File systems of POSIX refuse them, and an error there says nothing about the target.
+                if not place.posix:
+                    lose(LossKind.ATTRIBUTE, f"{name}: {error.strerror or error}")
 
 
 @contextlib.contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import InterruptedByUserError, MountfsError, UsageError
 from mountfs.copyout.content import PIECE, data_size
-from mountfs.copyout.folder import Folder, open_folder, target_error
-from mountfs.names import safe_text, to_path_name
+from mountfs.copyout.folder import open_folder, target_error
+from mountfs.copyout.windowsfolder import open_windows_folder
+from mountfs.names import safe_text
 from mountfs.traversal import Visit, Walk
 from mountfs.tree import NodeKind
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from mountfs.copyout.folder import Folder
     from mountfs.tree import FileTree, Node
 
 
@@ -69,7 +72,7 @@ def open_target(sources: Sequence[tuple[bytes, Node]], target: Path) -> tuple[Fo
         raise UsageError("a path cannot contain a NUL")
     try:
         if stat.S_ISDIR(target.stat().st_mode):
-            return open_folder(path), None
+            return _opened(path), None
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -78,12 +81,14 @@ def open_target(sources: Sequence[tuple[bytes, Node]], target: Path) -> tuple[Fo
         raise UsageError(f"{safe_text(path)} is not a folder, and there are several things to copy")
     if target.name in {"", ".", ".."}:
         raise UsageError(f"{safe_text(path)} does not exist")
-    return open_folder(os.fsencode(target.parent)), os.fsencode(target.name)
+    return _opened(os.fsencode(target.parent)), os.fsencode(target.name)
+
+
+def _opened(path: bytes) -> Folder:
+    return open_windows_folder(path) if sys.platform == "win32" else open_folder(path)
 
 
 def own_name(path: bytes, node: Node) -> bytes | None:
-    """Return the name of a source in the target; None for a root."""
+    """Return the name of a source, as its tree has it; None for a root."""
     parts = [part for part in path.split(b"/") if part not in {b"", b"."}]
-    if node.name:
-        return to_path_name(node.name)
-    return to_path_name(parts[-1]) if parts else None
+    return node.name or (parts[-1] if parts else None)

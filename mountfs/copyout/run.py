@@ -16,12 +16,12 @@ from imageformat.errors import (
     MountfsError,
     VolumeError,
 )
-from mountfs.copyout.attributes import NamedPlace, OpenPlace, set_attributes
+from mountfs.copyout.attributes import set_attributes
 from mountfs.copyout.content import PIECE, data_size, read_exactly, write_content
-from mountfs.copyout.folder import FATAL, Folder, target_error
+from mountfs.copyout.folder import FATAL, target_error
 from mountfs.copyout.plan import open_target, own_name
 from mountfs.copyout.report import Ledger, LossKind, Overwrite
-from mountfs.names import safe_text, to_path_name
+from mountfs.names import safe_text
 from mountfs.traversal import Step, Visit, Walk
 from mountfs.tree import NodeKind
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from mountfs.copyout.folder import Folder
+    from mountfs.copyout.places import Place
     from mountfs.copyout.report import CopyEvent, CopyOptions, CopyResult
     from mountfs.tree import FileTree, Node, Stream
 
@@ -41,6 +43,7 @@ _SPECIAL_TYPES = {
     NodeKind.BLOCK_DEVICE: stat.S_IFBLK,
 }
 _MAX_DEVICE = (0xFFF, 0xFFFFF)
+_NTFS_ATTRIBUTES, _IS_FOLDER = "system.ntfs_attrib", 0x10
 
 
 def copy_out(
@@ -75,7 +78,8 @@ def copy_out(
     try:
         copier = _Copier(tree, options, base, ledger)
         for path, node in sources:
-            copier.copy(node, path, new_name if new_name is not None else own_name(path, node))
+            own = own_name(path, node)
+            copier.copy(node, path, new_name or (None if own is None else base.name_of(own)))
     finally:
         base.close()
     return ledger.result()
@@ -115,7 +119,7 @@ class _Copier:
 
     def _follow(self, walk: Walk, step: Step, top_name: bytes | None) -> None:
         parent = self._folders[-1]
-        name = to_path_name(step.node.name) if len(self._folders) > 1 else top_name
+        name = parent.name_of(step.node.name) if len(self._folders) > 1 else top_name
         if step.visit is Visit.REFUSED:
             self._ledger.fail(step.path, step.error or VolumeError("the folder cannot be read"))
         elif step.visit is Visit.LEAVE:
@@ -154,11 +158,9 @@ class _Copier:
             if not folder.fresh and self._options.overwrite is Overwrite.REFUSE:
                 self._ledger.lose(step.path, LossKind.FOLDER)
                 return
-            set_attributes(
-                OpenPlace(folder.fd), step.node, self._extended(step), self._options, self._loser(step.path)
-            )
+            self._set(folder.own_place(), step, self._extended(step))
             if self._options.sync:
-                os.fsync(folder.fd)
+                folder.sync()
         finally:
             folder.close()
 
@@ -191,20 +193,14 @@ class _Copier:
     def _copy_file(self, folder: Folder, name: bytes, step: Step) -> os.stat_result:
         self._check_space(folder, step.node)
         with folder.staged() as staged:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            with contextlib.closing(_Opened(os.open(staged, flags, 0o600, dir_fd=folder.fd))) as opened:
+            with contextlib.closing(folder.create(staged)) as created:
                 write_content(
-                    self._tree, step.node, opened.fd, lambda count: self._ledger.advance(step.path, count)
+                    self._tree, step.node, created.fd, lambda count: self._ledger.advance(step.path, count)
                 )
-                status = set_attributes(
-                    OpenPlace(opened.fd),
-                    step.node,
-                    self._extended(step),
-                    self._options,
-                    self._loser(step.path),
+                extended = self._extended(step)
+                status = created.finish(
+                    lambda place: self._set(place, step, extended), sync=self._options.sync
                 )
-                if self._options.sync:
-                    os.fsync(opened.fd)
             folder.publish(staged, name, self._options.overwrite)
         return status
 
@@ -213,23 +209,28 @@ class _Copier:
         if not target or b"\0" in target:
             raise VolumeError("the symbolic link has no valid target")
         with folder.staged() as staged:
-            os.symlink(target, staged, dir_fd=folder.fd)
-            return self._finish(folder, staged, name, step)
+            extended = self._extended(step)
+            attributes = int.from_bytes(extended.get(_NTFS_ATTRIBUTES, b"")[:4], "little")
+            folder.symlink(target, staged, to_folder=bool(attributes & _IS_FOLDER))
+            return self._finish(folder, staged, name, step, extended)
 
     def _make_special(self, folder: Folder, name: bytes, step: Step) -> os.stat_result:
         major, minor = step.node.device
         if not (0 <= major <= _MAX_DEVICE[0] and 0 <= minor <= _MAX_DEVICE[1]):
             raise VolumeError(f"no device has the number {major}, {minor}")
         with folder.staged() as staged:
-            device = os.makedev(major, minor)
-            os.mknod(staged, 0o600 | _SPECIAL_TYPES[step.node.kind], device, dir_fd=folder.fd)
-            return self._finish(folder, staged, name, step)
+            folder.make_special(staged, _SPECIAL_TYPES[step.node.kind], (major, minor))
+            return self._finish(folder, staged, name, step, self._extended(step))
 
-    def _finish(self, folder: Folder, staged: bytes, name: bytes, step: Step) -> os.stat_result:
-        place = NamedPlace(folder, staged)
-        status = set_attributes(place, step.node, self._extended(step), self._options, self._loser(step.path))
+    def _finish(
+        self, folder: Folder, staged: bytes, name: bytes, step: Step, extended: dict[str, bytes]
+    ) -> os.stat_result:
+        status = self._set(folder.place_of(staged), step, extended)
         folder.publish(staged, name, self._options.overwrite)
         return status
+
+    def _set(self, place: Place, step: Step, extended: dict[str, bytes]) -> os.stat_result:
+        return set_attributes(place, step.node, extended, self._options, self._loser(step.path))
 
     def _check_space(self, folder: Folder, node: Node) -> None:
         if node.size <= PIECE:
@@ -256,10 +257,7 @@ class _Copier:
             return False
         with folder.staged() as staged:
             try:
-                with self._base.below(original.place) as source:
-                    os.link(
-                        original.name, staged, src_dir_fd=source, dst_dir_fd=folder.fd, follow_symlinks=False
-                    )
+                folder.link(original.place, original.name, staged)
                 status = folder.status(staged)
             except OSError as error:
                 if error.errno in FATAL:
@@ -300,17 +298,6 @@ class _Copier:
             self._ledger.lose(step.path, LossKind.STREAM, f"{label}: an attribute has that name")
         else:
             found[attribute] = read_exactly(self._tree, step.node, 0, stream.size, stream.name)
-
-
-class _Opened:
-    """An open file whose close may fail, as it does on network file systems out of quota."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def close(self) -> None:
-        """Close it once."""
-        os.close(self.fd)
 
 
 def _link_key(node: Node) -> tuple[int, NodeKind, int]:

@@ -1,20 +1,19 @@
 r"""Attributes of what was copied to NTFS on Windows: `Place` in the calls of Windows.
 
 Access and write time, creation time and DOS attributes go in one structure, named streams are written as
-streams, and an access list is set where the privilege allows. Modes and owners of POSIX are not turned into
-anything. Sources: FILE_BASIC_INFO, SetFileInformationByHandle, SetFileSecurity in the documentation of the
-Windows API; [MS-DTYP] 2.4.7 for the parts of a descriptor.
+streams. An access list is set with its owner where the privilege allows, else alone. Modes and owners of
+POSIX are not turned into anything. Sources: FILE_BASIC_INFO, SetFileInformationByHandle, SetFileSecurity,
+AdjustTokenPrivileges in the documentation of the Windows API; [MS-DTYP] 2.4.7 for the parts of a descriptor.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import struct
-import sys
 from typing import TYPE_CHECKING, Protocol
 
+from imageformat.windowspath import extended
+from mountfs.copyout.windowscalls import BASIC
 from mountfs.ntsecurity import is_sound
 from mountfs.windowsnames import to_windows_name
 from mountfs.windowsview import to_filetime
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 OWNER, GROUP, DACL = 0x1, 0x2, 0x4
 
-_BASIC = struct.Struct("<qqqqI4x")
 _STREAM = b"user."
 _ATTRIBUTES, _BIRTH, _ACL = b"system.ntfs_attrib", b"system.ntfs_crtime", b"system.ntfs_acl"
 _SETTABLE = 0x1 | 0x2 | 0x4 | 0x20 | 0x100 | 0x2000
@@ -47,31 +45,36 @@ class WindowsCalls(Protocol):
         """Write a whole named stream: ``path:name``."""
         ...
 
+    def clear_attributes(self, path: str) -> None:
+        """Make a file, or a link itself, one that can be removed."""
+        ...
+
+    def hold_folder(self, path: str) -> int:
+        """Open a folder so that nobody renames or removes it; ELOOP for a link, ENOTDIR for a file."""
+        ...
+
+    def release(self, handle: int) -> None:
+        """Let go of what `hold_folder` gave."""
+        ...
+
 
 def basic_info(*, created: int = 0, accessed: int = 0, written: int = 0, attributes: int = 0) -> bytes:
     """Return a FILE_BASIC_INFO; times in units of 100 ns since 1601, and 0 leaves a field as it is."""
-    return _BASIC.pack(created, accessed, written, 0, attributes)
-
-
-def long_path(path: Path) -> str:
-    r"""Return an absolute path in the form that has no limit of 260 characters: ``\\?\C:\...``."""
-    text = str(path)
-    if text.startswith("\\\\?\\"):
-        return text
-    if text.startswith("\\\\"):
-        return "\\\\?\\UNC\\" + text[2:]
-    return "\\\\?\\" + text
+    return BASIC.pack(created, accessed, written, 0, attributes)
 
 
 class WindowsPlace:
-    """A file or folder by its path. See `mountfs.copyout.attributes.Place`.
+    """A file or folder by its absolute path. See `Place`.
 
     An attribute that Windows has no place for is refused with ENOTSUP, so that its loss is reported.
     """
 
+    posix = False
+    time_unit_ns = 100
+
     def __init__(self, path: Path, calls: WindowsCalls) -> None:
         self._path = path
-        self._long = long_path(path)
+        self._long = extended(str(path))
         self._calls = calls
 
     def status(self) -> os.stat_result:
@@ -101,47 +104,14 @@ class WindowsPlace:
             created = min(int.from_bytes(value, "little"), (1 << 63) - 1)
             self._calls.set_basic_info(self._long, basic_info(created=created))
         elif name == _ACL and is_sound(value):
-            self._calls.set_security(self._long, OWNER | GROUP | DACL, value)
+            self._set_security(value)
         else:
             raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
-
-if sys.platform == "win32":
-    _WRITE_ATTRIBUTES, _SHARE_ALL, _OPEN_EXISTING = 0x100, 0x7, 3
-    _BACKUP_SEMANTICS, _OPEN_REPARSE_POINT = 0x02000000, 0x00200000
-    _FILE_BASIC_INFO = 0
-    _INVALID_HANDLE = ctypes.c_void_p(-1).value
-
-    class Kernel:
-        """`WindowsCalls` of this machine."""
-
-        def __init__(self) -> None:
-            self._kernel = ctypes.WinDLL("kernel32", use_last_error=True)
-            self._kernel.CreateFileW.restype = ctypes.c_void_p
-            self._security = ctypes.WinDLL("advapi32", use_last_error=True)
-
-        def set_basic_info(self, path: str, structure: bytes) -> None:
-            """See `WindowsCalls`."""
-            flags = _BACKUP_SEMANTICS | _OPEN_REPARSE_POINT
-            handle = self._kernel.CreateFileW(
-                ctypes.c_wchar_p(path), _WRITE_ATTRIBUTES, _SHARE_ALL, None, _OPEN_EXISTING, flags, None
-            )
-            if handle is None or handle == _INVALID_HANDLE:
-                raise ctypes.WinError(ctypes.get_last_error())
-            try:
-                if not self._kernel.SetFileInformationByHandle(
-                    ctypes.c_void_p(handle), _FILE_BASIC_INFO, structure, len(structure)
-                ):
-                    raise ctypes.WinError(ctypes.get_last_error())
-            finally:
-                self._kernel.CloseHandle(ctypes.c_void_p(handle))
-
-        def set_security(self, path: str, parts: int, descriptor: bytes) -> None:
-            """See `WindowsCalls`."""
-            if not self._security.SetFileSecurityW(ctypes.c_wchar_p(path), parts, descriptor):
-                raise ctypes.WinError(ctypes.get_last_error())
-
-        def write_stream(self, path: str, data: bytes) -> None:
-            """See `WindowsCalls`."""
-            with open(path, "wb") as file:  # noqa: PTH123 (pathlib would take the colon apart)
-                file.write(data)
+    def _set_security(self, descriptor: bytes) -> None:
+        try:
+            self._calls.set_security(self._long, OWNER | GROUP | DACL, descriptor)
+        except OSError as error:
+            # An owner of one's own choice takes SeRestorePrivilege; the list of one's own files does not.
+            self._calls.set_security(self._long, DACL, descriptor)
+            raise OSError(errno.EPERM, "the owner is another: run this as administrator") from error

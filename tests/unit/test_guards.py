@@ -9,13 +9,22 @@ from pathlib import Path
 import pytest
 
 from engine.devices import guards
-from engine.devices.guards import TargetFacts, check_target, describe, target_facts
+from engine.devices.guards import (
+    TargetFacts,
+    check_mark,
+    check_target,
+    describe,
+    is_mark,
+    marks,
+    target_facts,
+)
 from imageformat.errors import (
     DestinationReadOnlyError,
     MountfsError,
     NotFoundError,
     TargetHoldsImageError,
     TargetInUseError,
+    TargetMismatchError,
     TargetTooSmallError,
     UsageError,
 )
@@ -36,6 +45,7 @@ def test_a_good_target_passes_and_is_described() -> None:
     ("facts", "error", "said"),
     [
         (replace(GOOD, images=("/r/a.mfi",)), TargetHoldsImageError, "holds /r/a.mfi"),
+        (replace(GOOD, sources=("/dev/sdb2",)), TargetHoldsImageError, "in common with, /dev/sdb2"),
         (replace(GOOD, system=True, mounted_at=("/",)), TargetInUseError, "running system"),
         (replace(GOOD, mounted_at=("/a", "/b")), TargetInUseError, "mounted at /a, /b"),
         (replace(GOOD, held_by=("/dev/dm-0",)), TargetInUseError, "held by /dev/dm-0"),
@@ -52,6 +62,29 @@ def test_a_bad_target_is_refused(facts: TargetFacts, error: type[MountfsError], 
         check_target(facts, 100 * MIB)
 
 
+@pytest.mark.parametrize(
+    ("facts", "right", "wrong"),
+    [
+        (GOOD, ("S1", " s1\n"), ("", "S", "/dev/sdb", "104857600", "yes", "y")),
+        (replace(GOOD, serial="", wwn="naa.5000c5"), ("naa.5000c5", "0x5000C5"), ("", "/dev/sdb", "sdb")),
+        (replace(GOOD, serial=""), ("104857600", "/dev/sdb", "sdb"), ("", "/dev/sdc", "100", "yes")),
+        (TargetFacts("/x", "file", 9), (), ("", "/x", "x", "9")),
+        (TargetFacts("/x", "new file", 0), (), ("", "/x", "0")),
+    ],
+)
+def test_only_its_mark_names_a_disk(
+    facts: TargetFacts, right: tuple[str, ...], wrong: tuple[str, ...]
+) -> None:
+    for typed in right:
+        assert is_mark(facts, typed)
+        check_mark(facts, typed)
+    for typed in wrong:
+        assert not is_mark(facts, typed)
+        with pytest.raises(TargetMismatchError, match=r"demanded"):
+            check_mark(facts, typed)
+    assert marks(facts)[:1] == right[:1]
+
+
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     """A system disk, a data disk with a logical volume, and a stick; their device files are plain files."""
@@ -65,10 +98,11 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     machine.disk("sdc", "8:32", attributes={"ro": "1"})
     machine.mount("8:1", "/")
     machine.mount("8:17", str(tmp_path / "repository"))
-    for name in ("sda", "sda1", "sda2", "sdb", "sdb1", "sdc"):
+    for name in ("sda", "sda1", "sda2", "sdb", "sdb1", "sdc", "dm-0"):
         write(machine.roots.dev / name, "")
     assert data.is_dir()
     numbers = {"sda": "8:0", "sda1": "8:1", "sda2": "8:2", "sdb": "8:16", "sdb1": "8:17", "sdc": "8:32"}
+    numbers["dm-0"] = "253:0"
 
     def identify(path: str, _: object = None) -> object:
         return numbers.get(Path(path).name) or real(path)
@@ -102,6 +136,33 @@ def test_everything_known_of_a_disk_is_collected(machine: FakeMachine) -> None:
     assert facts.images == (image,)
     assert _facts(machine, "sdc").read_only
     assert _facts(machine, "sda2", image, elsewhere).images == ()
+
+
+@pytest.mark.parametrize(
+    ("source", "targets"),
+    [
+        ("sdb", {"sdb", "sdb1", "dm-0", "repository/new", "repository/old"}),
+        ("sdb1", {"sdb", "sdb1", "dm-0", "repository/new", "repository/old"}),
+        ("dm-0", {"sdb", "sdb1", "dm-0"}),
+        ("repository/old", {"sdb", "sdb1", "repository/old"}),
+        ("sda1", {"sda", "sda1"}),
+        ("sdc", {"sdc"}),
+    ],
+)
+def test_a_target_that_shares_bytes_with_the_source_is_known(
+    machine: FakeMachine, source: str, targets: set[str]
+) -> None:
+    """Through partitions, stacked devices and files: whatever can be reached from one or the other."""
+    write(machine.folder / "repository" / "old", "file")
+    files = ("repository/new", "repository/old")
+    for name in ("sda", "sda1", "sda2", "sdb", "sdb1", "sdc", "dm-0", *files):
+        path = machine.folder / name if name in files else machine.roots.dev / name
+        named = machine.folder / source if source in files else machine.roots.dev / source
+        facts = target_facts(str(path), sources=[str(named)], roots=machine.roots)
+        assert bool(facts.sources) is (name in targets), name
+        if facts.sources:
+            with pytest.raises(TargetHoldsImageError):
+                check_target(replace(facts, system=False, mounted_at=()), 1)
 
 
 def test_swap_holds_its_disk(machine: FakeMachine) -> None:

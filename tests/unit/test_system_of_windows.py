@@ -20,7 +20,7 @@ import pytest
 import imageformat.system
 from imageformat.storage import descriptors, local
 
-MOVEFILE_WRITE_THROUGH = 8
+MOVEFILE_REPLACE_EXISTING, MOVEFILE_WRITE_THROUGH = 1, 8
 
 
 class Kernel32:
@@ -31,7 +31,7 @@ class Kernel32:
 
         def move(source: str, target: str, flags: int) -> int:
             self.flags.append(flags)
-            if Path(target).exists():
+            if Path(target).exists() and not flags & MOVEFILE_REPLACE_EXISTING:
                 return 0
             Path(source).rename(target)
             return 1
@@ -136,6 +136,22 @@ def test_a_rename_never_replaces_and_waits_for_the_disk(
         system.rename_new(tmp_path / "part", tmp_path / "final")
     assert (tmp_path / "final").read_bytes() == b"new"
     assert kernel.flags == [MOVEFILE_WRITE_THROUGH] * 2, "never MOVEFILE_REPLACE_EXISTING"
+
+
+def test_only_what_may_be_replaced_is_replaced(system: Any, kernel: Kernel32, tmp_path: Path) -> None:
+    (tmp_path / "part").write_bytes(b"new")
+    (tmp_path / "final").write_bytes(b"old")
+    system.replace(tmp_path / "part", tmp_path / "final")
+    assert (tmp_path / "final").read_bytes() == b"new"
+    assert kernel.flags == [MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH]
+
+
+def test_a_long_path_is_given_the_form_without_a_limit(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Linux a path of Windows is one odd name, so the question what is absolute is answered for it."""
+    monkeypatch.setattr(os.path, "abspath", lambda path: f"C:\\{path}")
+    assert system.long_path(Path("short")) == Path("short"), "as it was typed"
+    name = "x" * 200
+    assert str(system.long_path(Path(name))) == f"\\\\?\\C:\\{name}"
 
 
 def test_an_image_is_published_although_open_files_cannot_be_renamed(

@@ -12,6 +12,7 @@ import pytest
 from engine.devices import ioctl
 from engine.devices.guards import target_facts
 from engine.devices.target import open_target, part_path
+from imageformat import system
 from imageformat.errors import (
     AccessDeniedError,
     DestinationError,
@@ -218,19 +219,19 @@ def test_data_is_durable_before_the_name_and_the_folder_after_it(
 ) -> None:
     """Without the first, a crash shows an empty file; without the second, none."""
     events: list[str] = []
-    sync, rename = os.fsync, Path.rename
+    sync, rename = os.fsync, system.rename_new
 
     def seen_sync(fd: int) -> None:
         events.append(Path(f"/proc/self/fd/{fd}").readlink().name)
         sync(fd)
 
-    def seen_rename(path: Path, to: str) -> Path:
+    def seen_rename(path: Path, to: Path) -> None:
         events.append("rename")
-        return rename(path, to)
+        rename(path, to)
 
     target = open_target(str(tmp_path / "out.img"), 5)
     monkeypatch.setattr(os, "fsync", seen_sync)
-    monkeypatch.setattr(Path, "rename", seen_rename)
+    monkeypatch.setattr(system, "rename_new", seen_rename)
     target.commit()
     assert events == [".out.img.part", "rename", tmp_path.name]
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
-from pathlib import Path, PureWindowsPath
-from typing import Any, cast
+from pathlib import Path
 
 import pytest
 
+from imageformat.windowspath import extended, extended_if_long
 from mountfs.copyout.attributes import set_attributes
 from mountfs.copyout.report import CopyOptions, LossKind
-from mountfs.copyout.windowsattributes import WindowsPlace, basic_info, long_path
+from mountfs.copyout.windowsattributes import WindowsPlace, basic_info
 from mountfs.ntsecurity import EVERYONE, readable_by
 from mountfs.tree import Node, NodeKind
 
@@ -28,7 +29,7 @@ class Calls:
         self.streams: dict[str, bytes] = {}
 
     def set_basic_info(self, path: str, structure: bytes) -> None:
-        assert path == long_path(self.path)
+        assert path == extended(str(self.path))
         assert len(structure) == 40, "FILE_BASIC_INFO: four times, the attributes, padding"
         fields = struct.unpack("<qqqqI4x", structure)
         self.basic.append(fields)
@@ -37,11 +38,20 @@ class Calls:
             os.utime(self.path, ns=(times[0], times[1]))
 
     def set_security(self, path: str, parts: int, descriptor: bytes) -> None:
-        assert path == long_path(self.path)
+        assert path == extended(str(self.path))
         self.security.append((parts, descriptor))
 
     def write_stream(self, path: str, data: bytes) -> None:
-        self.streams[path.removeprefix(long_path(self.path))] = data
+        self.streams[path.removeprefix(extended(str(self.path)))] = data
+
+    def clear_attributes(self, path: str) -> None:
+        raise AssertionError(path)
+
+    def hold_folder(self, path: str) -> int:
+        raise AssertionError(path)
+
+    def release(self, handle: int) -> None:
+        raise AssertionError(handle)
 
 
 @pytest.fixture
@@ -106,13 +116,47 @@ def test_zero_leaves_a_field_as_it_is() -> None:
     )
 
 
+def test_without_the_privilege_the_access_list_is_set_and_the_owner_reported(calls: Calls) -> None:
+    access = readable_by(EVERYONE)
+    real = calls.set_security
+
+    def set_security(path: str, parts: int, descriptor: bytes) -> None:
+        if parts & 1:
+            raise PermissionError(errno.EACCES, "SeRestorePrivilege is not held")
+        real(path, parts, descriptor)
+
+    calls.set_security = set_security  # type: ignore[method-assign]
+    lost: list[tuple[LossKind, str]] = []
+    node = Node(b"x", NodeKind.FILE, 1, uid=5, mode=0o4755)
+    extended = {"system.ntfs_acl": access, "system.ntfs_attrib": bytes(4)}
+    set_attributes(
+        WindowsPlace(calls.path, calls), node, extended, CopyOptions(), lambda *what: lost.append(what)
+    )
+    assert calls.security == [(4, access)]
+    assert (LossKind.ATTRIBUTE, "system.ntfs_acl: the owner is another: run this as administrator") in lost
+    assert {kind for kind, _ in lost}.isdisjoint({LossKind.OWNER, LossKind.MODE}), "NTFS had neither"
+
+
+def test_what_posix_had_is_reported_as_lost(calls: Calls) -> None:
+    lost: list[tuple[LossKind, str]] = []
+    node = Node(b"x", NodeKind.FILE, 1, uid=54321, gid=12345, mode=0o111, mtime_ns=5_000_000_199)
+    set_attributes(WindowsPlace(calls.path, calls), node, {}, CopyOptions(), lambda *what: lost.append(what))
+    assert {kind for kind, _ in lost} == {LossKind.OWNER, LossKind.MODE}, "99 ns are no loss"
+
+
 @pytest.mark.parametrize(
     ("path", "long"),
     [
         ("C:\\a\\b", "\\\\?\\C:\\a\\b"),
         ("\\\\server\\share\\a", "\\\\?\\UNC\\server\\share\\a"),
         ("\\\\?\\C:\\a", "\\\\?\\C:\\a"),
+        ("\\\\.\\PhysicalDrive0", "\\\\.\\PhysicalDrive0"),
+        ("/tmp/a", "/tmp/a"),
+        ("a\\b", "a\\b"),
     ],
 )
 def test_paths_have_no_limit(path: str, long: str) -> None:
-    assert long_path(cast("Any", PureWindowsPath(path))) == long
+    assert extended(path) == long
+    assert extended_if_long(path) == path, "short ones stay readable"
+    far = path + "\\x" * 100
+    assert extended_if_long(far) == extended(far)

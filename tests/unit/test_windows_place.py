@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
+from pathlib import Path, PureWindowsPath
 
+import platformdirs.windows
 import pytest
 
 from imageformat.errors import MountPointError
 from mountfs import windowsplace
 from mountfs.adapters import adapters_here, winfsp, winfspfuse
+from mountfs.cli.render import streams
 from mountfs.windowsplace import check_windows_mountpoint, free_letter
 from mountfs.winfsplibrary import install_folder, library_missing
 
@@ -60,3 +63,22 @@ def test_it_says_where_to_get_winfsp(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert winfsp.unavailable() is None
     monkeypatch.setattr(winfsp, "find_spec", lambda _name: None)
     assert "mountfs[windows]" in str(winfsp.unavailable())
+
+
+def test_what_is_remembered_lies_in_the_local_application_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call of `daemon` and of the journal of snapshots, by the rules of platformdirs for Windows."""
+    monkeypatch.setattr(
+        "platformdirs.windows.get_win_folder", lambda name: {"CSIDL_LOCAL_APPDATA": "C:/Local"}[name]
+    )
+    folder = platformdirs.windows.Windows("mountfs", appauthor=False).user_state_dir
+    assert PureWindowsPath(folder) == PureWindowsPath("C:/Local/mountfs")
+
+
+@pytest.mark.parametrize("errors", ["strict", "backslashreplace"])
+def test_output_is_utf_8_whatever_the_code_page(monkeypatch: pytest.MonkeyPatch, errors: str) -> None:
+    monkeypatch.setattr(streams, "_ENCODING", "utf-8")
+    raw = io.BytesIO()
+    with streams.harden(io.TextIOWrapper(raw, encoding="cp437", errors=errors)) as stream:
+        stream.write("größe 日本 \ud800")
+        stream.flush()
+        assert raw.getvalue() == "größe 日本 \\ud800".encode()

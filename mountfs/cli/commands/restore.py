@@ -8,20 +8,18 @@ from typing import Annotated
 
 import typer
 
-from engine.devices.guards import TargetFacts, check_target, describe, target_facts
-from engine.devices.source import open_source
 from engine.devices.target import Target, open_target
 from engine.restore import RestoreProgress, RestoreResult, restore
 from imageformat.device import BlockDevice
-from imageformat.errors import MountfsError, NotConfirmedError, UnsupportedVolumeError, UsageError
+from imageformat.errors import UnsupportedVolumeError, UsageError
 from imageformat.formats import listed_suffixes
 from imageformat.repository import Access, Point
 from mountfs.cli.command import At, DiskNumber, PointName, Threads, Yes, command
 from mountfs.cli.images import disk_of, find_node, opened_point, parse_inner
 from mountfs.cli.render import Renderer, format_duration, format_size
+from mountfs.cli.targets import TargetSerial, agreed_target
 from mountfs.disktree import DiskTree
 from mountfs.session import Session
-from mountfs.volumes import Openers, among, read_layout
 
 ImageOrPart = Annotated[
     str,
@@ -38,6 +36,7 @@ Check = Annotated[bool, typer.Option("--verify", help="Read everything back and 
 
 EXAMPLES = """\
 mountfs restore /backups/sdb@3 /dev/sdc --verify
+mountfs restore /backups/sdb@3 serial=S3X --target-serial S3X    in scripts
 mountfs restore /backups/sdb@3:2 partition.img    only the second partition
 """
 
@@ -52,13 +51,15 @@ def run(
     at: At = None,
     disk: DiskNumber = None,
     yes: Yes = False,
+    target_serial: TargetSerial = None,
     check: Check = False,
     threads: Threads = 0,
 ) -> None:
     """Write any point to a disk, a partition or a file, byte for byte.
 
-    Asks before it overwrites anything. A file gets its name only when it is complete; on a device the first
-    mebibyte is written last, so that an interrupted restore never looks bootable.
+    Asks before it overwrites anything; for a disk, for its serial number. A file gets its name only when it
+    is complete; on a device the first mebibyte is written last, so that an interrupted restore never looks
+    bootable.
     """
     name = parse_inner(image, point=point, at=at)
     if target.endswith("/"):
@@ -67,10 +68,15 @@ def run(
         opened_point(name, read_ahead=False, access=access) as (session, chosen),
         chosen_part(session, chosen, name.inner, disk=disk_of(chosen, disk)) as (part, sector_size),
     ):
-        facts = target_facts(target, image_files(session, chosen, access))
-        check_target(facts, part.size)
-        if facts.kind != "new file":
-            confirm(out, facts, chosen, part.size, yes=yes)
+        facts = agreed_target(
+            out,
+            target,
+            part.size,
+            what=chosen.file_name if chosen.is_foreign else f"point {chosen.number} of {chosen.set_name}",
+            images=image_files(session, chosen, access),
+            yes=yes,
+            serial=target_serial,
+        )
         opened = open_target(target, part.size, sector_size=sector_size, expected=facts)
         try:
             result = _restore(out, part, opened, threads, check=check)
@@ -131,39 +137,6 @@ def image_files(session: Session, chosen: Point, access: Access) -> list[str]:
             if name.split(".")[0] == stem or name.lower().endswith(listed_suffixes()):
                 keys.add(stored.key)
     return [*(f"{storage.url}/{key}" for key in keys), *(named.path for named in access.named)]
-
-
-def confirm(out: Renderer, facts: TargetFacts, chosen: Point, size: int, *, yes: bool) -> None:
-    """Show what would be overwritten and ask.
-
-    Raises:
-        NotConfirmedError: nobody agreed.
-    """
-    out.note(f"target: {describe(facts)}, {format_size(facts.size)}")
-    for line in contents(facts.path):
-        out.note(f"  holds {line}")
-    named = chosen.file_name if chosen.is_foreign else f"point {chosen.number} of {chosen.set_name}"
-    question = f"overwrite it with {named} ({format_size(size)})?"
-    if not yes and not out.confirm(question):
-        raise NotConfirmedError(
-            f"{facts.path} exists and was not overwritten; answer yes, or use --yes in scripts"
-        )
-
-
-def contents(path: str) -> list[str]:
-    """Describe what is on a target now, as far as it can be told."""
-    try:
-        device = open_source(path)
-    except MountfsError:
-        return []
-    try:
-        layout = read_layout(device, Openers(among(), tuple), device.sector_size)
-        return [
-            f"{volume.name.decode('utf-8', 'replace')} ({format_size(volume.size)})"
-            for volume in layout.volumes
-        ]
-    finally:
-        device.close()
 
 
 def _restore(out: Renderer, part: BlockDevice, target: Target, threads: int, *, check: bool) -> RestoreResult:

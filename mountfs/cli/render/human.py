@@ -113,10 +113,14 @@ class HumanRenderer:
 
     def confirm(self, question: Text) -> bool:
         """See `Renderer`."""
+        return self.ask(f"{safe_text(question)} [y/N]").casefold() in {"y", "yes"}
+
+    def ask(self, question: Text) -> str:
+        """See `Renderer`."""
         if not (is_terminal(self._answers) and self._messages.is_terminal):
-            return False
-        self._messages.write(f"{safe_text(question)} [y/N] ", end="")
-        return self._answers.readline().strip().casefold() in {"y", "yes"}
+            return ""
+        self._messages.write(f"{safe_text(question)} ", end="")
+        return self._answers.readline().strip()
 
     def _out(self, line: str) -> None:
         if self._live and self._output.is_terminal:

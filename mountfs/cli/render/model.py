@@ -75,3 +75,7 @@ class Renderer(Protocol):
     def confirm(self, question: Text) -> bool:
         """Ask a person; False when there is none, or for any answer but yes."""
         ...
+
+    def ask(self, question: Text) -> str:
+        """Ask a person for a word; empty when there is none."""
+        ...
