@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from engine.devices.target import Target, open_target
-from engine.restore import RestoreProgress, RestoreResult, restore
+from engine.restore import restore
+from engine.writing import Tally, WriteProgress
 from imageformat.device import BlockDevice
 from imageformat.errors import UnsupportedVolumeError, UsageError
 from imageformat.formats import listed_suffixes
@@ -139,18 +140,16 @@ def image_files(session: Session, chosen: Point, access: Access) -> list[str]:
     return [*(f"{storage.url}/{key}" for key in keys), *(named.path for named in access.named)]
 
 
-def _restore(out: Renderer, part: BlockDevice, target: Target, threads: int, *, check: bool) -> RestoreResult:
-    steps = 2 if check else 1
-    with out.progress(f"restore to {target.path}", part.size * steps) as progress:
+def _restore(out: Renderer, part: BlockDevice, target: Target, threads: int, *, check: bool) -> Tally:
+    with out.progress(f"restore to {target.path}", part.size) as progress:
 
-        def report(state: RestoreProgress) -> None:
-            passed = state.total if state.label == "compare" else 0
-            progress.update(passed + state.done, state.label)
+        def report(state: WriteProgress) -> None:
+            progress.update(state.done)
 
         return restore(part, target, threads=threads, check=check, report=report)
 
 
-def _tell(out: Renderer, chosen: Point, target: str, result: RestoreResult) -> None:
+def _tell(out: Renderer, chosen: Point, target: str, result: Tally) -> None:
     out.result(
         {
             "set": chosen.set_name,
