@@ -13,6 +13,7 @@ Little-endian. A record that ends anywhere, also in the middle of a unit, is a r
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -137,7 +138,10 @@ class WriteRecord:
             raise _failure(self.path, error) from error
 
     def add(self, units: Iterable[Kept]) -> None:
-        """Append units that are durable, and proven, on the target."""
+        """Append units that are durable, and proven, on the target.
+
+        A record that cannot be written any more ends here, and is true of what it names.
+        """
         if self._file is not None:
             self._append(b"".join(_packed(unit) for unit in units))
 
@@ -155,8 +159,8 @@ class WriteRecord:
             self._file.write(data)
             self._file.flush()
             system.sync_data(self._file.fileno())
-        except OSError as error:
-            raise _failure(self.path, error) from error
+        except OSError:
+            self.close()
 
     def remove(self) -> None:
         """Forget it: there is nothing to go on with."""
@@ -165,9 +169,10 @@ class WriteRecord:
 
     def close(self) -> None:
         """Close the file; idempotent."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def record_path(folder: Path, target: str) -> Path:

@@ -1,4 +1,4 @@
-"""The hidden file under whose name a file is written until it is whole, and what can go wrong with a target."""
+"""The hidden file that a file is until it is whole, and what can go wrong with a target."""
 
 from __future__ import annotations
 

@@ -7,12 +7,16 @@ A disk that was elsewhere meanwhile, or a restart, leaves nothing that vouches.
 
 from __future__ import annotations
 
-import os
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.devices import sysfs
 from engine.devices.guards import file_identity
 from engine.devices.sysfs import LOCAL, SystemRoots
+
+if TYPE_CHECKING:
+    from engine.devices.guards import TargetFacts
 
 _WRITES, _DISCARDS = (4, 6), (11, 13)
 """Requests and sectors in ``/sys/block/*/stat``: Documentation/block/stat.rst of Linux."""
@@ -47,6 +51,10 @@ def _device_stamp(number: str, roots: SystemRoots) -> str:
     return " ".join((boot, number, attachment, str(sysfs.size_of(folder)), *written))
 
 
-def name_of_target(path: str, serial: str, wwn: str, size: int) -> str:
+def name_of_target(facts: TargetFacts) -> str:
     """Name a target for its record: by its serial number where it has one, else by its path."""
-    return f"{serial or wwn} {Path(path).name if serial or wwn else os.path.realpath(path)} {size}"
+    mark = facts.serial or facts.wwn
+    if not facts.is_device or not mark:
+        return f"{facts.kind if facts.is_device else 'file'} {facts.path}"
+    number = re.search(r"\d*$", facts.path) if facts.kind == "partition" else None
+    return f"{facts.kind} {number.group() if number else ''} {mark} {facts.size}"
