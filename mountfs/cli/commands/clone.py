@@ -43,10 +43,10 @@ SameIds = Annotated[
 Raw = Annotated[bool, typer.Option("--raw", help="Byte for byte, with table, gaps and free space.")]
 
 EXAMPLES = """\
-mountfs clone /dev/sda /dev/sdb             asks for the serial number of sdb
-mountfs clone /dev/sda serial=S3X --delta --target-serial S3X    each night, in a script
+mountfs clone /dev/sda /dev/sdb             asks for the serial of sdb
+mountfs clone /dev/sda serial=S3X --delta --target-serial S3X    each night
 mountfs clone /dev/sda /dev/sdb --partitions 1,3
-mountfs clone disk.img /dev/sdc --same-ids  to take the place of the old disk
+mountfs clone disk.img /dev/sdc --same-ids  in place of the old disk
 """
 
 

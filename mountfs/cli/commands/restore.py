@@ -42,7 +42,7 @@ Delta = Annotated[
 EXAMPLES = """\
 mountfs restore /backups/sdb@3 /dev/sdc --verify
 mountfs restore /backups/sdb@3 serial=S3X --target-serial S3X    in scripts
-mountfs restore /backups/sdb@3 /dev/sdb --delta    back to point 3: only what changed since is written
+mountfs restore /backups/sdb@3 /dev/sdb --delta    only what changed since
 mountfs restore /backups/sdb@3:2 partition.img    only the second partition
 """
 
@@ -65,8 +65,8 @@ def run(
     """Write any point to a disk, a partition or a file, byte for byte.
 
     Asks before it overwrites anything; for a disk, for its serial number. A file gets its name only when it
-    is complete; on a device the first mebibyte is written last, so that an interrupted restore never looks
-    bootable.
+    is complete; on a device its start is written last, so that an interrupted restore never looks bootable.
+    The same command goes on where one was interrupted.
     """
     name = parse_inner(image, point=point, at=at)
     if target.endswith("/"):
