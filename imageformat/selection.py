@@ -14,6 +14,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imageformat import system
 from imageformat.errors import AccessDeniedError, AmbiguousNameError, NotFoundError, UsageError
 from imageformat.formats import is_listed, is_ours, unlisted_suffixes
 from imageformat.repository import NO_ACCESS, Access, ImageSet, Point, Repository
@@ -99,7 +100,7 @@ def open_location(path: str, *, capacity: int | None = None, access: Access = NO
     Raises:
         NotFoundError, AccessDeniedError
     """
-    place = Path(path)
+    place = system.long_path(Path(path))
     try:
         place = place.resolve(strict=True)
     except OSError as error:
@@ -128,7 +129,7 @@ def named_files(paths: Sequence[str]) -> tuple[NamedFile, ...]:
     """
     found = []
     for text in paths:
-        path = Path(text).absolute()
+        path = system.long_path(Path(text).absolute())
         if not path.is_file():
             raise NotFoundError(f"{text}: there is no such file")
         found.append(NamedFile(str(path), LocalStorage(path.parent), path.name))

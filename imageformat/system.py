@@ -103,7 +103,9 @@ if sys.platform == "win32":
 
     def long_path(path: Path) -> Path:
         r"""Return a path that may be long in the form that Windows takes at any length: ``\\?\C:\...``."""
-        return Path(extended_if_long(os.path.abspath(path)))  # noqa: PTH100 - Path.absolute keeps ".."
+        absolute = os.path.abspath(path)  # noqa: PTH100 - Path.absolute keeps ".."
+        long = extended_if_long(absolute)
+        return path if long == absolute else Path(long)
 
     def keep_mode(fd: int, mode: int) -> None:
         """Nothing: a file takes the access list of its folder."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from engine.devices import sysfs
+from engine.devices import sysfs, windowsdisks
 from engine.devices.mountinfo import MountEntry, mount_holding, mounts
 from engine.devices.sysfs import LOCAL, SystemRoots
+from engine.devices.windowskernel import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +37,10 @@ def holds(device_path: str, file_path: str, roots: SystemRoots = LOCAL) -> bool:
     True as well when the two are the same file, and when the device is an attachment of that file. A
     file system whose device nobody can name, on the network or in memory, lies on no device.
     """
-    return BackingWalk(roots).holds(device_path, file_path)
+    if sys.platform == "win32":
+        return windowsdisks.holds(kernel(), device_path, file_path)
+    else:  # noqa: RET505 (each system is checked for what it runs)
+        return BackingWalk(roots).holds(device_path, file_path)
 
 
 def identify(path: str, roots: SystemRoots = LOCAL) -> Backing | None:

@@ -9,16 +9,20 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from engine.devices import sysfs
-from engine.devices.backing import Backing, BackingWalk, identify
+from engine.devices import sysfs, windowsdisks
+from engine.devices.backing import Backing, BackingWalk, holds, identify
+from engine.devices.facts import TargetFacts
 from engine.devices.inventory import mounted_at
 from engine.devices.mountinfo import swap_areas
 from engine.devices.naming import named_path, normal_mark, normal_wwn
 from engine.devices.sysfs import LOCAL, SystemRoots
+from engine.devices.windows import device_path
+from engine.devices.windowskernel import kernel
+from imageformat import system
 from imageformat.errors import (
     AccessDeniedError,
     DestinationError,
@@ -34,41 +38,18 @@ from imageformat.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-TargetKind = Literal["disk", "partition", "file", "new file"]
-
-
-@dataclass(frozen=True, slots=True)
-class TargetFacts:
-    """What stands where a restore would write."""
-
-    path: str
-    """Absolute, symbolic links resolved."""
-    kind: TargetKind
-    size: int
-    """Length in bytes now; 0 for a new file. A file takes whatever size it needs."""
-    identity: tuple[str, ...] = ()
-    """Same disk, same attachment, same file: equal as long as the path names the same thing."""
-    model: str = ""
-    serial: str = ""
-    wwn: str = ""
-    read_only: bool = False
-    mounted_at: tuple[str, ...] = ()
-    """Where it, a partition of it, or anything built on it is mounted."""
-    held_by: tuple[str, ...] = ()
-    """What is built on it without being mounted: "/dev/dm-0", "/dev/loop3", "swap"."""
-    in_use: bool = False
-    """The kernel refuses exclusive access, whoever holds it."""
-    system: bool = False
-    """The running system lives on it."""
-    images: tuple[str, ...] = ()
-    """Those of the given image files that lie on it."""
-    sources: tuple[str, ...] = ()
-    """Those of the given sources that are it, lie on it, or on which it lies."""
-
-    @property
-    def is_device(self) -> bool:
-        """Whether it is a block device."""
-        return self.kind in {"disk", "partition"}
+__all__ = [
+    "TargetFacts",
+    "check_mark",
+    "check_target",
+    "describe",
+    "device_identity",
+    "file_identity",
+    "is_mark",
+    "marks",
+    "target_facts",
+    "written_at",
+]
 
 
 def target_facts(
@@ -93,12 +74,14 @@ def target_facts(
         AccessDeniedError: the user may not look at it, or not write it.
     """
     path = named_path(path, roots)
-    read = tuple(os.path.realpath(named_path(source, roots)) for source in sources)
+    read = tuple(_absolute(named_path(source, roots)) for source in sources)
+    if sys.platform == "win32" and (device := device_path(path)) is not None:
+        return windowsdisks.target_facts(kernel(), device, tuple(image_paths), read)
     try:
-        real = os.path.realpath(path)
+        real = _absolute(path)
         status = Path(real).stat()
     except (FileNotFoundError, NotADirectoryError):
-        return _new_file_facts(os.path.realpath(path), read, roots)
+        return _new_file_facts(_absolute(path), read, roots)
     except PermissionError as error:
         raise AccessDeniedError(
             f"{path} may not be looked at by this user; run this as root, or choose another place"
@@ -110,7 +93,7 @@ def target_facts(
     if found is None:
         raise UsageError(f"{path} cannot be restored to: name a disk, a partition or a file")
     images = tuple(image for image in image_paths if walk.holds(real, image))
-    read = tuple(source for source in read if walk.holds(real, source))
+    read = tuple(source for source in read if walk.holds(real, source) or holds(source, real, roots))
     if isinstance(found, str):
         return replace(_device_facts(real, found, walk, roots), images=images, sources=read)
     return TargetFacts(
@@ -132,6 +115,8 @@ def written_at(path: str, roots: SystemRoots = LOCAL) -> tuple[str, ...]:
     Raises:
         NotFoundError: there is nothing of that name.
     """
+    if sys.platform == "win32" and (device := device_path(path)) is not None:
+        return windowsdisks.mounted_on(kernel(), device)
     found = identify(path, roots)
     if found is None:
         raise NotFoundError(f"{path} does not exist")
@@ -229,6 +214,14 @@ def device_identity(number: str, roots: SystemRoots = LOCAL) -> tuple[str, ...]:
     return (number, str(sysfs.size_of(folder)), serial, sysfs.attribute(disk, "diskseq"))
 
 
+def _absolute(path: str) -> str:
+    """Resolve a path of a file; what Windows opens as a drive or volume stays."""
+    if sys.platform == "win32":
+        device = device_path(path)
+        return str(system.long_path(Path(os.path.realpath(path)))) if device is None else device
+    return os.path.realpath(path)
+
+
 def _new_file_facts(real: str, sources: tuple[str, ...], roots: SystemRoots) -> TargetFacts:
     folder = Path(real).parent
     if not folder.is_dir():
@@ -237,7 +230,7 @@ def _new_file_facts(real: str, sources: tuple[str, ...], roots: SystemRoots) -> 
     entry = walk.mount_of(folder)
     if entry is not None and (entry.file_system == "devtmpfs" or entry.mount_point == str(roots.dev)):
         raise NotFoundError(f"there is no device {real}; 'mountfs disks' lists those of this machine")
-    grown = tuple(source for source in sources if walk.holds(source, real))
+    grown = tuple(source for source in sources if holds(source, real, roots))
     return TargetFacts(path=real, kind="new file", size=0, read_only=_is_read_only(folder), sources=grown)
 
 

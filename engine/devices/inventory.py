@@ -2,52 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
 from typing import TYPE_CHECKING
 
-from engine.devices import sysfs
+from engine.devices import sysfs, windowsdisks
 from engine.devices.backing import BackingWalk
+from engine.devices.facts import BlockDeviceInfo, PartitionInfo
 from engine.devices.sysfs import LOCAL, SystemRoots
+from engine.devices.windowskernel import kernel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+__all__ = ["BlockDeviceInfo", "PartitionInfo", "list_block_devices", "mounted_at"]
+
 _IN_MEMORY = ("ram", "zram")
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionInfo:
-    """One partition that the kernel knows of a disk."""
-
-    path: str
-    number: int
-    offset: int
-    size: int
-    mounted_at: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BlockDeviceInfo:
-    """One disk, or what behaves as one: RAID, logical volume, attached image."""
-
-    path: str
-    number: str
-    """Of the device, "major:minor"."""
-    size: int
-    sector_size: int
-    model: str
-    serial: str
-    wwn: str
-    removable: bool
-    rotational: bool
-    read_only: bool
-    partitions: tuple[PartitionInfo, ...]
-    mounted_at: tuple[str, ...]
-    """Where it, or anything that lies on it, is mounted."""
 
 
 def list_block_devices(roots: SystemRoots = LOCAL) -> tuple[BlockDeviceInfo, ...]:
     """All disks with a medium, in order of path; memory disks and empty drives are left out."""
+    if sys.platform == "win32":
+        return windowsdisks.list_block_devices(kernel())
+    else:  # noqa: RET505 (each system is checked for what it runs)
+        return _list_block_devices(roots)
+
+
+def _list_block_devices(roots: SystemRoots) -> tuple[BlockDeviceInfo, ...]:
     walk = BackingWalk(roots)
     block = roots.sys / "block"
     names = sorted(block.iterdir()) if block.is_dir() else []

@@ -10,15 +10,19 @@ import contextlib
 import errno
 import os
 import stat
-from dataclasses import dataclass
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from engine.devices import ioctl, sysfs
+from engine.devices.facts import SourceIdentity
 from engine.devices.naming import named_path
 from engine.devices.sysfs import LOCAL, SystemRoots
+from engine.devices.windows import device_path
+from engine.devices.windowsdevice import WindowsSource
+from engine.devices.windowskernel import kernel
 from imageformat import system
-from imageformat.device import check_range
+from imageformat.device import BlockDevice, check_range
 from imageformat.direct import AlignedMemory, DirectFile
 from imageformat.errors import AccessDeniedError, MountfsError, NotFoundError, SourceReadError
 from imageformat.extent import Extent, ExtentKind
@@ -27,6 +31,8 @@ from imageformat.storage.holes import file_extents
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+__all__ = ["DEFAULT_SECTOR_SIZE", "SourceDevice", "SourceIdentity", "open_source"]
+
 DEFAULT_SECTOR_SIZE = 512
 
 _GONE = frozenset(
@@ -34,22 +40,19 @@ _GONE = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SourceIdentity:
-    """What a source is, so that a set can tell whether it still images the same thing."""
+class SourceDevice(BlockDevice, Protocol):
+    """What is imaged: a `BlockDevice` that knows what it is. Any number of threads may read it."""
 
-    path: str
-    """Absolute, symbolic links resolved."""
-    kind: Literal["disk", "partition", "file"]
-    size: int
-    model: str = ""
-    """Of the disk, also for a partition; empty for files and where the disk says nothing."""
-    serial: str = ""
-    wwn: str = ""
+    identity: SourceIdentity
+    sector_size: int
+
+    def lend(self, offset: int, size: int) -> memoryview:
+        """See `engine.backup.Lender.lend`."""
+        ...
 
 
-class SourceDevice:
-    """A `BlockDevice` over an open block device or regular file. Owns the descriptor."""
+class OpenSource:
+    """A `SourceDevice` over an open block device or regular file. Owns the descriptor."""
 
     def __init__(self, fd: int, identity: SourceIdentity, *, sector_size: int, block_size: int) -> None:
         self._fd = fd
@@ -145,14 +148,18 @@ def open_source(
         AccessDeniedError: the user may not read it.
         SourceReadError: it is no disk and no file, or has no medium.
     """
-    real = os.path.realpath(named_path(path, roots))
+    path = named_path(path, roots)
+    if sys.platform == "win32" and (device := device_path(path)) is not None:
+        return WindowsSource.open(kernel(), device)
+    real = os.path.realpath(path)
     try:
-        status = Path(real).stat()
+        place = system.long_path(Path(real))
+        status = place.stat()
         if not (stat.S_ISBLK(status.st_mode) or stat.S_ISREG(status.st_mode)):
             raise SourceReadError(
                 f"{path} is {_kind_of(status.st_mode)}: name a disk, a partition or a disk image file"
             )
-        fd = os.open(real, os.O_RDONLY | system.PRIVATE)
+        fd = os.open(place, os.O_RDONLY | system.PRIVATE)
     except OSError as error:
         raise _open_error(path, error) from error
     try:
@@ -162,7 +169,7 @@ def open_source(
         raise
 
 
-def _describe(fd: int, path: str, real: str, sector_size: int, roots: SystemRoots) -> SourceDevice:
+def _describe(fd: int, path: str, real: str, sector_size: int, roots: SystemRoots) -> OpenSource:
     try:
         status = os.fstat(fd)
         size = ioctl.device_size(fd)
@@ -170,14 +177,14 @@ def _describe(fd: int, path: str, real: str, sector_size: int, roots: SystemRoot
             system.expect_sequential(fd)
             identity = SourceIdentity(real, "file", size)
             block_size = max(getattr(status, "st_blksize", 0), 512)  # Windows does not tell it
-            return SourceDevice(fd, identity, sector_size=sector_size, block_size=block_size)
+            return OpenSource(fd, identity, sector_size=sector_size, block_size=block_size)
         if not size:
             raise SourceReadError(
                 f"{path} holds no bytes: no medium is inserted, or nothing is attached to it"
             )
         _forget_cached(fd)
         system.expect_sequential(fd)
-        return SourceDevice(
+        return OpenSource(
             fd,
             _device_identity(real, size, system.device_number(status), roots),
             sector_size=ioctl.sector_size(fd),

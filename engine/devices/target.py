@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from engine.devices import ioctl
 from engine.devices.guards import TargetFacts, device_identity, file_identity, target_facts
 from engine.devices.partfile import failure, made_meanwhile, open_failure, open_part, part_path
 from engine.devices.sysfs import LOCAL, SystemRoots
+from engine.devices.windowsdevice import WindowsTarget
+from engine.devices.windowskernel import kernel
 from imageformat import system
 from imageformat.device import WritableDevice, check_range
 from imageformat.direct import ALIGNMENT, DirectFile
@@ -81,11 +84,17 @@ def open_target(
     if not facts.is_device:
         make = FileTarget.take_over if in_place else FileTarget.create
         return make(facts, size, sector_size=sector_size)
-    device = DeviceTarget.open(facts, roots=roots)
+    device = _open_device(facts, roots)
     if device.size < size:
         device.close()
         raise TargetTooSmallError(f"{facts.path} has {device.size} bytes, and the disk in the image {size}")
     return device
+
+
+def _open_device(facts: TargetFacts, roots: SystemRoots) -> DeviceTarget | WindowsTarget:
+    if sys.platform == "win32":
+        return WindowsTarget.open(kernel(), facts)
+    return DeviceTarget.open(facts, roots=roots)
 
 
 class _DescriptorDevice:

@@ -7,10 +7,9 @@ under the names that the functions give.
 
 from __future__ import annotations
 
-import ctypes
+import re
 import struct
-import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -26,11 +25,19 @@ GET_VOLUME_DISK_EXTENTS = 0x00560000
 LOCK_VOLUME = 0x00090018
 UNLOCK_VOLUME = 0x0009001C
 DISMOUNT_VOLUME = 0x00090020
+DISK_UPDATE_PROPERTIES = 0x00070140
+DISK_IS_WRITABLE = 0x00070024
 
-_DEVICE_PROPERTY, _ALIGNMENT_PROPERTY = 0, 6
+_LETTER = re.compile(r"[A-Za-z]:\Z")
+_DRIVE = re.compile(r"\\\\[.?]\\PhysicalDrive(\d{1,3})\Z", re.IGNORECASE)
+_VOLUME = re.compile(
+    r"\\\\\?\\(?:Volume\{[0-9A-F-]{36}\}|GLOBALROOT\\Device\\HarddiskVolumeShadowCopy\d+)\Z", re.IGNORECASE
+)
+_DEVICE_PROPERTY, _ALIGNMENT_PROPERTY, _SEEK_PENALTY_PROPERTY = 0, 6, 7
 _LENGTH = struct.Struct("<q")
 _DEVICE = struct.Struct("<II4BIIIIII")
 _ALIGNMENT = struct.Struct("<7I")
+_PENALTY = struct.Struct("<IIB3x")
 _EXTENT = struct.Struct("<I4xqq")
 _EXTENT_LIMIT = 4096
 _SECTOR_SIZES = frozenset({512, 1024, 2048, 4096, 8192, 16384, 32768, 65536})
@@ -50,8 +57,36 @@ class Devices(Protocol):
         """Call DeviceIoControl; the answer has at most ``room`` bytes."""
         ...
 
+    def read(self, handle: int, offset: int, size: int) -> bytes:
+        """Read whole sectors from a position; any number of threads."""
+        ...
+
+    def write(self, handle: int, offset: int, data: bytes) -> int:
+        """Write whole sectors to a position and return how many bytes; any number of threads."""
+        ...
+
+    def flush(self, handle: int) -> None:
+        """Make durable what was written."""
+        ...
+
     def close(self, handle: int) -> None:
         """Close it; a lock on it ends."""
+        ...
+
+    def volumes(self) -> list[str]:
+        r"""Return the names of all volumes: ``\\?\Volume{...}\``."""
+        ...
+
+    def mount_points(self, volume: str) -> list[str]:
+        r"""Return where a volume of such a name is mounted: ``C:\``, ``D:\folder\``; nothing is no error."""
+        ...
+
+    def volume_of(self, path: str) -> str:
+        """Return the name of the volume on which a path lies, or would; empty for a share."""
+        ...
+
+    def system_folder(self) -> str:
+        """Return the folder of Windows itself."""
         ...
 
 
@@ -66,6 +101,7 @@ class WindowsDisk:
     model: str = ""
     serial: str = ""
     removable: bool = False
+    rotational: bool = False
 
 
 class DiskExtent(NamedTuple):
@@ -74,6 +110,23 @@ class DiskExtent(NamedTuple):
     disk: int
     offset: int
     length: int
+
+
+def device_path(text: str) -> str | None:
+    r"""Return the path by which Windows opens a drive or volume; None for a path of a file.
+
+    ``C:`` and ``C:\`` are the volume, ``\\.\PhysicalDrive0`` the drive, ``\\?\Volume{...}\`` and
+    ``\\?\GLOBALROOT\Device\HarddiskVolumeShadowCopy7`` what they say.
+    """
+    plain = text.replace("/", "\\").rstrip("\\")
+    if _LETTER.match(plain):
+        return f"\\\\.\\{plain.upper()}"
+    match = _DRIVE.match(plain)
+    if match is not None:
+        return disk_path(int(match[1]))
+    if plain[:4] == "\\\\.\\" and _LETTER.match(plain[4:]):
+        return f"\\\\.\\{plain[4:].upper()}"
+    return plain if _VOLUME.match(plain) else None
 
 
 def disk_path(number: int) -> str:
@@ -99,12 +152,13 @@ def describe_disk(devices: Devices, path: str) -> WindowsDisk:
         NotFoundError, AccessDeniedError: as for every path.
         SourceReadError: no medium is inserted, or it answers nonsense.
     """
-    with _opened(devices, path, write=False) as handle:
+    with opened(devices, path, write=False) as handle:
         size = parse_length(_ask(devices, path, handle, GET_LENGTH_INFO, b"", _LENGTH.size))
         alignment = _query(devices, path, handle, _ALIGNMENT_PROPERTY, _ALIGNMENT.size)
         sector, physical = parse_alignment(alignment)
         model, serial, removable = parse_device(_query(devices, path, handle, _DEVICE_PROPERTY, 4096))
-    return WindowsDisk(path, size, sector, physical, model, serial, removable)
+        seeks = parse_seek_penalty(_query(devices, path, handle, _SEEK_PENALTY_PROPERTY, _PENALTY.size))
+    return WindowsDisk(path, size, sector, physical, model, serial, removable, seeks)
 
 
 def volume_extents(devices: Devices, path: str) -> list[DiskExtent]:
@@ -114,7 +168,7 @@ def volume_extents(devices: Devices, path: str) -> list[DiskExtent]:
         NotFoundError, AccessDeniedError, SourceReadError: see `describe_disk`.
     """
     room = 8 + _EXTENT_LIMIT * _EXTENT.size
-    with _opened(devices, path, write=False) as handle:
+    with opened(devices, path, write=False) as handle:
         return parse_extents(_ask(devices, path, handle, GET_VOLUME_DISK_EXTENTS, b"", room))
 
 
@@ -126,7 +180,7 @@ def locked(devices: Devices, path: str) -> Iterator[int]:
         TargetInUseError: a program has files on it open.
         NotFoundError, AccessDeniedError, SourceReadError: see `describe_disk`.
     """
-    with _opened(devices, path, write=True) as handle:
+    with opened(devices, path, write=True) as handle:
         try:
             devices.control(handle, LOCK_VOLUME, b"", 0)
         except OSError as error:
@@ -135,7 +189,8 @@ def locked(devices: Devices, path: str) -> Iterator[int]:
             _ask(devices, path, handle, DISMOUNT_VOLUME, b"", 0)
             yield handle
         finally:
-            _ask(devices, path, handle, UNLOCK_VOLUME, b"", 0)
+            with suppress(OSError):  # closing it lets go as well
+                devices.control(handle, UNLOCK_VOLUME, b"", 0)
 
 
 def parse_length(answer: bytes) -> int:
@@ -153,6 +208,11 @@ def parse_alignment(answer: bytes) -> tuple[int, int]:
     if logical not in _SECTOR_SIZES:
         raise SourceReadError(f"a drive says that its sectors have {logical} bytes")
     return logical, physical if physical in _SECTOR_SIZES else logical
+
+
+def parse_seek_penalty(answer: bytes) -> bool:
+    """Parse DEVICE_SEEK_PENALTY_DESCRIPTOR: whether the disk turns; False where it is silent."""
+    return len(answer) >= _PENALTY.size - 3 and bool(answer[8])
 
 
 def parse_device(answer: bytes) -> tuple[str, str, bool]:
@@ -185,8 +245,8 @@ def _query(devices: Devices, path: str, handle: int, property_id: int, room: int
     try:
         return devices.control(handle, STORAGE_QUERY_PROPERTY, struct.pack("<III", property_id, 0, 0), room)
     except OSError as error:
-        if _code(error) in _NOT_READY | _DENIED:
-            raise _failure(path, error) from error
+        if error_code(error) in _NOT_READY | _DENIED:
+            raise failure(path, error) from error
         return b""
 
 
@@ -194,25 +254,27 @@ def _ask(devices: Devices, path: str, handle: int, code: int, request: bytes, ro
     try:
         return devices.control(handle, code, request, room)
     except OSError as error:
-        raise _failure(path, error) from error
+        raise failure(path, error) from error
 
 
 @contextmanager
-def _opened(devices: Devices, path: str, *, write: bool) -> Iterator[int]:
+def opened(devices: Devices, path: str, *, write: bool) -> Iterator[int]:
+    """Open a drive or volume, give its handle, close it; raises as `describe_disk`."""
     try:
         handle = devices.open(path, write=write)
     except OSError as error:
-        raise _failure(path, error) from error
+        raise failure(path, error) from error
     try:
         yield handle
     finally:
         devices.close(handle)
 
 
-def _failure(path: str, error: OSError) -> NotFoundError | AccessDeniedError | SourceReadError:
-    code = _code(error)
+def failure(path: str, error: OSError) -> NotFoundError | AccessDeniedError | SourceReadError:
+    """Say in our words why a drive or volume cannot be opened or asked."""
+    code = error_code(error)
     if code in _NOT_FOUND:
-        return NotFoundError(f"{path} does not exist; 'mountfs list --disks' and diskpart list the drives")
+        return NotFoundError(f"{path} does not exist; 'mountfs disks' lists the drives")
     if code in _DENIED:
         return AccessDeniedError(f"{path} may not be opened by this user; run this as administrator")
     if code in _NOT_READY:
@@ -220,40 +282,6 @@ def _failure(path: str, error: OSError) -> NotFoundError | AccessDeniedError | S
     return SourceReadError(f"{path} cannot be asked: {error.strerror or f'error {code}'}")
 
 
-def _code(error: OSError) -> int:
+def error_code(error: OSError) -> int:
+    """Return Windows' own number of an error."""
     return int(getattr(error, "winerror", None) or error.errno or 0)
-
-
-if sys.platform == "win32":
-    _GENERIC_READ, _GENERIC_WRITE, _SHARE_ALL, _OPEN_EXISTING = 0x80000000, 0x40000000, 0x3, 3
-    _INVALID_HANDLE = ctypes.c_void_p(-1).value
-
-    class Kernel:
-        """`Devices` of this machine."""
-
-        def __init__(self) -> None:
-            self._library = ctypes.WinDLL("kernel32", use_last_error=True)
-            self._library.CreateFileW.restype = ctypes.c_void_p
-
-        def open(self, path: str, *, write: bool) -> int:
-            """See `Devices`."""
-            access = _GENERIC_READ | (_GENERIC_WRITE if write else 0)
-            handle = self._library.CreateFileW(
-                ctypes.c_wchar_p(path), access, _SHARE_ALL, None, _OPEN_EXISTING, 0, None
-            )
-            if handle is None or handle == _INVALID_HANDLE:
-                raise ctypes.WinError(ctypes.get_last_error())
-            return int(handle)
-
-        def control(self, handle: int, code: int, request: bytes, room: int) -> bytes:
-            """See `Devices`."""
-            answer, done = ctypes.create_string_buffer(max(room, 1)), ctypes.c_uint32()
-            if not self._library.DeviceIoControl(
-                ctypes.c_void_p(handle), code, request, len(request), answer, room, ctypes.byref(done), None
-            ):
-                raise ctypes.WinError(ctypes.get_last_error())
-            return answer.raw[: done.value]
-
-        def close(self, handle: int) -> None:
-            """See `Devices`."""
-            self._library.CloseHandle(ctypes.c_void_p(handle))

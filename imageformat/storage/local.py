@@ -180,7 +180,7 @@ class LocalStorage:
     """See `Storage`; keys are paths below one folder."""
 
     def __init__(self, root: Path, *, max_open: int | None = None) -> None:
-        self._root = root
+        self._root = system.long_path(root)
         self._pool = DescriptorPool(max_open)
 
     @property

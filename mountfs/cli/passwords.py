@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imageformat import system
 from imageformat.errors import LockedError, UsageError
 from imageformat.secrets import MAX_KEY_SIZE, Secrets
 from imageformat.storage.failures import read_error
@@ -71,7 +72,7 @@ def _content(name: str) -> bytes:
         if name == _STANDARD_INPUT:
             content = sys.stdin.buffer.read(MAX_KEY_SIZE + 1)
         else:
-            with Path(name).open("rb") as file:
+            with system.long_path(Path(name)).open("rb") as file:
                 content = file.read(MAX_KEY_SIZE + 1)
     except OSError as error:
         raise read_error(error, Path(name)) from error

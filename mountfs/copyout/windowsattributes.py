@@ -9,13 +9,11 @@ AdjustTokenPrivileges in the documentation of the Windows API; [MS-DTYP] 2.4.7 f
 from __future__ import annotations
 
 import errno
-import functools
 import os
-import struct
 from typing import TYPE_CHECKING, Protocol
 
 from imageformat.windowspath import extended
-from mountfs.copyout.windowscalls import Kernel
+from mountfs.copyout.windowscalls import BASIC
 from mountfs.ntsecurity import is_sound
 from mountfs.windowsnames import to_windows_name
 from mountfs.windowsview import to_filetime
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
 OWNER, GROUP, DACL = 0x1, 0x2, 0x4
 
-_BASIC = struct.Struct("<qqqqI4x")
 _STREAM = b"user."
 _ATTRIBUTES, _BIRTH, _ACL = b"system.ntfs_attrib", b"system.ntfs_crtime", b"system.ntfs_acl"
 _SETTABLE = 0x1 | 0x2 | 0x4 | 0x20 | 0x100 | 0x2000
@@ -61,15 +58,9 @@ class WindowsCalls(Protocol):
         ...
 
 
-@functools.cache
-def calls_of_this_machine() -> WindowsCalls:
-    """Return the calls of the running Windows, with the privileges that this user has for them."""
-    return Kernel()
-
-
 def basic_info(*, created: int = 0, accessed: int = 0, written: int = 0, attributes: int = 0) -> bytes:
     """Return a FILE_BASIC_INFO; times in units of 100 ns since 1601, and 0 leaves a field as it is."""
-    return _BASIC.pack(created, accessed, written, 0, attributes)
+    return BASIC.pack(created, accessed, written, 0, attributes)
 
 
 class WindowsPlace:

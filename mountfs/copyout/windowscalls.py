@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import struct
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mountfs.copyout.windowsattributes import WindowsCalls
 
 BASIC = struct.Struct("<qqqqI4x")
 """FILE_BASIC_INFO: creation, access, write and change time, attributes."""
@@ -106,10 +111,14 @@ if sys.platform == "win32":
             """See `WindowsCalls`."""
             self._kernel.CloseHandle(ctypes.c_void_p(handle))
 
-else:
 
-    class Kernel:
-        """There is none on this system."""
+@functools.cache
+def calls_of_this_machine() -> WindowsCalls:
+    """Return the calls of the running Windows, with the privileges that this user has for them.
 
-        def __init__(self) -> None:
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    Raises:
+        OSError: there is no Windows.
+    """
+    if sys.platform == "win32":
+        return Kernel()
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

@@ -22,7 +22,8 @@ from imageformat.errors import DestinationError
 from imageformat.windowspath import extended
 from mountfs.copyout.folder import Space, target_error
 from mountfs.copyout.report import Overwrite
-from mountfs.copyout.windowsattributes import WindowsPlace, calls_of_this_machine
+from mountfs.copyout.windowsattributes import WindowsPlace
+from mountfs.copyout.windowscalls import calls_of_this_machine
 from mountfs.names import safe_text
 from mountfs.windowsnames import fold, to_windows_name
 

@@ -27,6 +27,7 @@ DEVICE = bytes.fromhex("280000007c0000000000010128000000310000004200000047000000
     b"QEMU    \0QEMU HARDDISK   \0002.5+\0QM00013\0"
 ).ljust(84, b"\0")
 ALIGNMENT = struct.pack("<7I", 28, 28, 0, 0, 512, 4096, 0)
+PENALTY = struct.pack("<IIB3x", 12, 12, 1)
 LENGTH = struct.pack("<q", 500_107_862_016)
 EXTENTS = struct.pack("<I4x", 2) + struct.pack("<I4xqq", 0, 1 << 20, 1 << 30) + struct.pack("<I4xqq", 3, 0, 5)
 
@@ -52,7 +53,7 @@ class Machine:
         if code in self.refused:
             raise self._error(self.refused[code])
         if code == 0x002D1400:
-            answer = {0: DEVICE, 6: ALIGNMENT}[struct.unpack("<III", request)[0]]
+            answer = {0: DEVICE, 6: ALIGNMENT, 7: PENALTY}[struct.unpack("<III", request)[0]]
         else:
             answer = {0x0007405C: LENGTH, 0x00560000: EXTENTS}.get(code, b"")
         return answer[:room]
@@ -71,7 +72,7 @@ class Machine:
 def test_the_drives_are_listed_with_what_they_say() -> None:
     machine = Machine()
     expected = WindowsDisk(
-        "\\\\.\\PhysicalDrive2", 500_107_862_016, 512, 4096, "QEMU QEMU HARDDISK", "QM00013", removable=True
+        "\\\\.\\PhysicalDrive2", 500_107_862_016, 512, 4096, "QEMU QEMU HARDDISK", "QM00013", True, True
     )
     assert windows.list_disks(machine) == [expected]
     assert machine.closed == len(machine.opened) == 1
@@ -120,6 +121,7 @@ def test_no_answer_of_a_driver_is_trusted(answer: bytes) -> None:
         windows.parse_length,
         windows.parse_alignment,
         windows.parse_device,
+        windows.parse_seek_penalty,
         windows.parse_extents,
     ):
         try:

@@ -109,22 +109,24 @@ winreg.KEY_READ = winreg.KEY_WOW64_32KEY = winreg.HKEY_LOCAL_MACHINE = 0
 def open_key(*arguments):
     raise FileNotFoundError(2, "no such key")
 winreg.OpenKey = open_key
-real_rename = os.rename
-class Move:
-    def __call__(self, source, target, flags):
-        if os.path.lexists(target):
-            return 0
-        real_rename(source, target)
-        return 1
-class Library:
-    MoveFileExW = Move()
-ctypes.WinDLL = lambda name, **options: Library
-ctypes.get_last_error = lambda: 183
-ctypes.WinError = lambda code: FileExistsError(17, "there already")
+msvcrt.get_osfhandle = lambda fd: fd
+sys.path.insert(0, "tests")
+from support.windowsmachine import Drive, Kernel32, Volume, WindowsMachine, error
+told = json.loads(os.environ.get("DRIVES", '[{}, [{"extents": [[9, 0, 1]], "points": ["C:"]}]]'))
+drives = {int(number): Drive(**drive) for number, drive in told[0].items()}
+machine = WindowsMachine(drives, [Volume(**volume) for volume in told[1]])
+kernel32 = Kernel32(machine)
+ctypes.WinDLL = lambda name, **options: kernel32
+ctypes.get_last_error = lambda: kernel32.last
+ctypes.WinError = error
 os.O_BINARY = os.O_NOINHERIT = 0
-main = importlib.import_module("mountfs.cli.__main__").main
-sys.argv = ["mountfs", *json.loads(sys.argv[1])]
-main()
+main = importlib.import_module("mountfs.cli.__main__")
+for wanted, words in json.loads(sys.argv[1]):
+    code = main.run(words)
+    print("\n\x1e", end="", flush=True)
+    if code != wanted:
+        print(words, "ended with", code, "instead of", wanted, file=sys.stderr)
+        sys.exit(1)
 """
 
 
@@ -146,31 +148,42 @@ package.plumbing.lib.FspFileSystemStartDispatcher = started
 """
 
 
-def _on_windows(*words: str, code: int = 0, before: str = "", **more: str) -> bytes:
-    command = [sys.executable, "-c", before + _SCRIPT + _COMMANDS, json.dumps(words)]
-    environment = os.environ | more
-    done = subprocess.run(command, capture_output=True, cwd=REPOSITORY, check=False, env=environment)
-    if before:
-        assert done.returncode == code, done.stderr.decode()
-        return done.stderr
-    assert done.returncode == code, done.stderr.decode()
-    return done.stdout
+def _on_windows(*commands: tuple[int, list[str]], before: str = "", **more: str) -> tuple[list[bytes], bytes]:
+    """Run commands one after the other in one process; what each wrote, and what all said."""
+    command = [sys.executable, "-c", before + _SCRIPT + _COMMANDS, json.dumps(commands)]
+    done = subprocess.run(command, capture_output=True, cwd=REPOSITORY, check=False, env=os.environ | more)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.split(b"\n\x1e")[:-1], done.stderr
 
 
-def test_a_file_can_be_backed_up_looked_into_and_verified(tmp_path: Path) -> None:
+def test_a_file_can_be_backed_up_looked_into_restored_and_converted(tmp_path: Path) -> None:
     disk, repository = tmp_path / "disk.img", str(tmp_path / "repository")
     content = random.Random(7).randbytes(3 << 20)
+    names = ("back.img", "first.img", "made.raw", "made.vhdx", "again", "again.img")
+    back, first, raw, vhdx, again, last = (str(tmp_path / name) for name in names)
     disk.write_bytes(content)
-    _on_windows("backup", str(disk), repository)
+    _on_windows((0, ["backup", str(disk), repository]))
     disk.write_bytes(b"changed" + content[7:])
-    _on_windows("backup", str(disk), repository)
-    listed = json.loads(_on_windows("list", repository, "--json").splitlines()[0])
-    assert listed
-    _on_windows("verify", repository)
-    _on_windows("restore", repository, str(tmp_path / "back.img"), code=40)
-    assert not (tmp_path / "back.img").exists()
-    assert _on_windows("doctor", code=1).count(b"WinFsp") >= 1
-    _on_windows("mount", repository, str(tmp_path / "drive"), code=71)
+    (tmp_path / "first.img").write_bytes(b"there already")
+    wrote, _ = _on_windows(
+        (0, ["backup", str(disk), repository]),
+        (0, ["list", repository, "--json"]),
+        (0, ["verify", repository]),
+        (0, ["restore", repository, back, "--verify"]),
+        (53, ["restore", f"{repository}/disk@1", first]),
+        (0, ["restore", f"{repository}/disk@1", first, "--yes"]),
+        (0, ["convert", f"{repository}/disk@1", raw]),
+        (0, ["convert", f"{repository}/disk@1", vhdx]),
+        (0, ["convert", vhdx, again, "--set", "same"]),
+        (0, ["restore", again, last]),
+        (1, ["doctor"]),
+        (71, ["mount", repository, str(tmp_path / "drive")]),
+    )
+    assert json.loads(wrote[1].splitlines()[0])
+    assert b"WinFsp" in wrote[10]
+    assert Path(back).read_bytes() == disk.read_bytes()
+    assert [Path(path).read_bytes() == content for path in (first, raw, last)] == [True] * 3
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
 
 
 def test_an_image_becomes_a_drive_by_the_command_line(tmp_path: Path) -> None:
@@ -178,18 +191,77 @@ def test_an_image_becomes_a_drive_by_the_command_line(tmp_path: Path) -> None:
     unpacked()
     (tmp_path / "content" / "hello").mkdir(parents=True)
     (tmp_path / "content" / "hello" / "world").write_text("of linux")
+    (tmp_path / "content" / "a:b").write_text("colon")
     image = make_ext4(tmp_path / "small.img", 8 << 20, populate_from=tmp_path / "content")
-    assert _on_windows("cat", f"{image}:0/hello/world") == b"of linux"
-    assert b"world" in _on_windows("ls", f"{image}:0/hello")
-    _on_windows("cp", f"{image}:0/hello", str(tmp_path), code=40)
+    out = tmp_path / "out"
+    out.mkdir()
+    wrote, _ = _on_windows(
+        (0, ["cat", f"{image}:0/hello/world"]),
+        (0, ["ls", f"{image}:0/hello"]),
+        (0, ["cp", f"{image}:0/hello", f"{image}:0/a:b", str(out), "--json"]),
+    )
+    assert wrote[0] == b"of linux"
+    assert b"world" in wrote[1]
+    told = json.loads(wrote[2])
+    assert (told["files"], told["failures"]) == (2, [])
+    assert (out / "hello" / "world").read_text() == "of linux"
+    assert (out / "%escaped%a%3Ab").read_text() == "colon"
+    times = [(tmp_path / place / "hello" / "world").stat().st_mtime_ns for place in ("out", "content")]
+    assert times[0] // 10**9 == times[1] // 10**9, "mke2fs keeps seconds"
     (tmp_path / "winfsp" / "bin").mkdir(parents=True)
     place = tmp_path / "drive"
-    said = _on_windows(
-        "mount", str(image), str(place), before=_WITH_WINFSP, WINFSP_LIBRARY_PATH=str(tmp_path / "winfsp")
+    _, said = _on_windows(
+        (0, ["mount", str(image), str(place)]),
+        before=_WITH_WINFSP,
+        WINFSP_LIBRARY_PATH=str(tmp_path / "winfsp"),
     )
     assert b"small.img of linux" in said
     assert b"end it with: Ctrl-C" in said, "there is no background on Windows"
     assert not place.exists()
+
+
+def test_drives_are_listed_imaged_and_overwritten_by_the_command_line(tmp_path: Path) -> None:
+    """All of it by ctypes: structures, handles and buffers go to a kernel32 that reads what they say."""
+    mib = 1 << 20
+    contents = {number: random.Random(number).randbytes(4 * mib) for number in (0, 1, 2)}
+    drives = {}
+    for number, content in contents.items():
+        (tmp_path / f"drive{number}").write_bytes(content)
+        drives[number] = {"file": str(tmp_path / f"drive{number}"), "serial": f"SN{number}"}
+    volumes = [
+        {"extents": [[0, mib, 2 * mib]], "points": ["C:\\"]},
+        {"extents": [[2, mib, 2 * mib]], "points": ["E:\\"]},
+    ]
+    two, repository = "\\\\.\\PhysicalDrive2", str(tmp_path / "repository")
+
+    place, agreed = f"{repository}/PhysicalDrive1", "--target-serial"
+
+    def run(*commands: tuple[int, list[str]]) -> list[bytes]:
+        return _on_windows(*commands, DRIVES=json.dumps([drives, volumes]))[0]
+
+    wrote = run(
+        (0, ["disks", "--json"]),
+        (0, ["backup", "serial=sn1", repository]),
+        (0, ["backup", "E:", repository]),
+        (43, ["backup", "C:", repository]),
+        (53, ["restore", place, two, "--yes"]),
+        (55, ["restore", place, two, agreed, "SN1"]),
+        (52, ["restore", place, "\\\\.\\PhysicalDrive0", agreed, "SN0"]),
+        (60, ["restore", place, "\\\\.\\PhysicalDrive7", agreed, "SN0"]),
+        (50, ["restore", place, "E:", agreed, "SN2"]),
+    )
+    assert [(disk["serial"], disk["mounted_at"]) for disk in json.loads(wrote[0])["disks"]] == [
+        ("SN0", ["C:\\"]),
+        ("SN1", []),
+        ("SN2", ["E:\\"]),
+    ]
+    assert (tmp_path / "drive2").read_bytes() == contents[2], "none of that wrote"
+    run((0, ["restore", place, two, agreed, "SN2", "--verify"]))
+    assert (tmp_path / "drive2").read_bytes() == contents[1]
+    run((0, ["restore", f"{repository}/E", "E:", agreed, "SN2", "--verify"]))
+    whole = contents[1][:mib] + contents[2][mib : 3 * mib] + contents[1][3 * mib :]
+    assert (tmp_path / "drive2").read_bytes() == whole
+    assert (tmp_path / "drive1").read_bytes() == contents[1]
 
 
 @pytest.mark.parametrize("name", ["fcntl", "resource"])

@@ -19,6 +19,10 @@ BROKEN_PIPE_EXIT = 141
 """What a shell reports of a program that SIGPIPE ended."""
 
 
+_ENCODING = "utf-8" if sys.platform == "win32" else None
+"""None: that of the locale."""
+
+
 class OutputClosedError(Exception):
     """Whoever read standard output has gone (``| head``). Not an error of ours: stop, and say nothing."""
 
@@ -89,11 +93,14 @@ def written_to_output() -> Iterator[None]:
 def harden(stream: TextIO) -> TextIO:
     """Make a stream write what its encoding lacks as escapes, where others would raise.
 
+    On Windows it becomes UTF-8: a console takes that anyway, and of a pipe or file nobody else is asked.
     What was written before is flushed by that; where it fails, the next write fails too, and is told.
     """
-    if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
+    encoding = _ENCODING or getattr(stream, "encoding", None)
+    wanted = (encoding, "backslashreplace")
+    if isinstance(stream, io.TextIOWrapper) and (stream.encoding, stream.errors) != wanted:
         with contextlib.suppress(OSError):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(encoding=_ENCODING, errors="backslashreplace")
     return stream
 
 
