@@ -91,6 +91,7 @@ def rewrite_mbr(
         check_alignment(index + 1, *place, target_sector_size)
         _place(sector, index, place[0], place[1], target_sector_size)
     _check_room(ranges, size)
+    _check_apart(ranges, patches, target_sector_size)
     return Rewritten(
         tuple(sorted([(0, bytes(sector)), *patches])),
         tuple(sorted(ranges)),
@@ -105,6 +106,21 @@ def _check_room(ranges: list[tuple[int, int]], size: int) -> None:
                 f"a partition ends at byte {offset + length}, and the target has {size} bytes; partitions "
                 "are never cut"
             )
+
+
+def _check_apart(ranges: list[tuple[int, int]], patches: list[tuple[int, bytes]], sector_size: int) -> None:
+    """Refuse boot records that lie on each other, or in a partition."""
+    taken = [(offset, size, False) for offset, size in ranges]
+    taken += [(offset, sector_size, True) for offset, _ in patches]
+    reach, record_reach = 0, 0
+    for offset, size, is_record in sorted(taken):
+        if offset < (reach if is_record else record_reach):
+            raise UnsupportedFeatureError(
+                f"the boot record of a logical partition, near byte {offset}, has no sector of "
+                f"{sector_size} bytes for itself; use --raw for a disk with the same sectors"
+            )
+        reach = max(reach, offset + size)
+        record_reach = max(record_reach, offset + size) if is_record else record_reach
 
 
 def _logical(source: BlockDevice, container: int, sector_size: int, first: int) -> list[_Logical]:
@@ -140,17 +156,13 @@ def _chain(
 ) -> list[tuple[int, bytes]]:
     """Return the boot records of the logical partitions that are wanted, linked to each other.
 
-    The first record has to stand at the start of the container, whose ever it was.
+    The first record has to stand at the start of the container, whose ever it was; another one moves to the
+    start of the sector that it is in.
     """
-    records = [container, *(one.record for one in wanted[1:])]
+    records = [container, *(one.record - one.record % target_sector_size for one in wanted[1:])]
     made = []
     for index, (one, record) in enumerate(zip(wanted, records, strict=True)):
         check_alignment(one.number, one.offset, one.size, target_sector_size)
-        if record % target_sector_size:
-            raise UnsupportedFeatureError(
-                f"the boot record of partition {one.number} lies at byte {record}, where no sector of "
-                f"{target_sector_size} bytes begins"
-            )
         sector = bytearray(source.pread(one.record, SECTOR))
         sector[_TABLE:510] = bytes(64)
         sector[_TABLE : _TABLE + 16] = one.slot
