@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from engine.devices import ioctl
 from engine.devices.guards import TargetFacts, device_identity, file_identity, target_facts
+from engine.devices.partfile import failure, made_meanwhile, open_failure, open_part, part_path
 from engine.devices.sysfs import LOCAL, SystemRoots
 from engine.devices.windowsdevice import WindowsTarget
 from engine.devices.windowskernel import kernel
@@ -19,12 +20,9 @@ from imageformat import system
 from imageformat.device import WritableDevice, check_range
 from imageformat.direct import ALIGNMENT, DirectFile
 from imageformat.errors import (
-    AccessDeniedError,
     DestinationError,
-    DestinationFullError,
     DestinationReadOnlyError,
     MountfsError,
-    NotFoundError,
     TargetInUseError,
     TargetTooSmallError,
 )
@@ -37,9 +35,6 @@ if TYPE_CHECKING:
 _ZEROS = bytes(1 << 20)
 _PUSH = 16 << 20
 """Written back to the medium at a time, while the next is being decoded."""
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_READ_ONLY = frozenset({errno.EROFS})
-_DENIED = frozenset({errno.EACCES, errno.EPERM})
 
 
 class Target(WritableDevice, Protocol):
@@ -64,6 +59,7 @@ def open_target(
     *,
     sector_size: int = 512,
     expected: TargetFacts | None = None,
+    in_place: bool = False,
     roots: SystemRoots = LOCAL,
 ) -> Target:
     """Open what a restore of ``size`` bytes writes to. `check_target` is the caller's, before this.
@@ -76,6 +72,8 @@ def open_target(
         size: Bytes that will be written.
         sector_size: What a file counts in.
         expected: The facts that the user agreed to; refused when the path names something else by now.
+        in_place: Go on with what stands in the part file, or else with the file itself, which has the
+            name of a part file meanwhile.
         roots: Where the kernel describes its devices.
 
     Raises:
@@ -84,7 +82,8 @@ def open_target(
     """
     facts = target_facts(path, roots=roots) if expected is None else expected
     if not facts.is_device:
-        return FileTarget.create(facts, size, sector_size=sector_size)
+        make = FileTarget.take_over if in_place else FileTarget.create
+        return make(facts, size, sector_size=sector_size)
     device = _open_device(facts, roots)
     if device.size < size:
         device.close()
@@ -121,7 +120,7 @@ class _DescriptorDevice:
             try:
                 parts.append(system.pread(self._fd, end - offset, offset))
             except OSError as error:
-                raise _failure("read back", self.path, offset, error) from error
+                raise failure("read back", self.path, offset, error) from error
             if not parts[-1]:
                 raise DestinationError(f"{self.path} ends at byte {offset}; it shrank or vanished")
             offset += len(parts[-1])
@@ -146,7 +145,7 @@ class _DescriptorDevice:
             try:
                 done = system.pwrite(self._fd, view, offset)
             except OSError as error:
-                raise _failure("write", self.path, offset, error) from error
+                raise failure("write", self.path, offset, error) from error
             if not done:
                 raise DestinationError(f"{self.path} takes no more bytes at byte {offset}")
             self._push(offset, offset + done)
@@ -182,7 +181,7 @@ class _DescriptorDevice:
         try:
             return any(way(self._fd, offset, size) for way in ways)
         except OSError as error:
-            raise _failure("write zeros to", self.path, offset, error) from error
+            raise failure("write zeros to", self.path, offset, error) from error
 
     def _write_zeros(self, offset: int, end: int) -> None:
         while offset < end:
@@ -195,7 +194,7 @@ class _DescriptorDevice:
         try:
             os.fsync(self._fd)
         except OSError as error:
-            raise _failure("make durable what was written to", self.path, None, error) from error
+            raise failure("make durable what was written to", self.path, None, error) from error
 
     def evict(self) -> None:
         """See `Target.evict`."""
@@ -224,7 +223,7 @@ class DeviceTarget(_DescriptorDevice):
         try:
             fd = os.open(facts.path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
         except OSError as error:
-            raise _open_failure(facts.path, error) from error
+            raise open_failure(facts.path, error) from error
         try:
             _check_device(fd, facts, roots)
             return cls(
@@ -236,7 +235,7 @@ class DeviceTarget(_DescriptorDevice):
             )
         except OSError as error:
             os.close(fd)
-            raise _open_failure(facts.path, error) from error
+            raise open_failure(facts.path, error) from error
         except MountfsError:
             os.close(fd)
             raise
@@ -260,13 +259,16 @@ class DeviceTarget(_DescriptorDevice):
 class FileTarget(_DescriptorDevice):
     """A sparse file under a temporary name, renamed by `commit`; closing it without that removes it."""
 
-    def __init__(self, fd: int, facts: TargetFacts, size: int, *, sector_size: int) -> None:
+    def __init__(
+        self, fd: int, facts: TargetFacts, size: int, *, sector_size: int, keeps_part: bool = False
+    ) -> None:
         block_size = getattr(os.fstat(fd), "st_blksize", ALIGNMENT)  # Windows does not tell it
         super().__init__(fd, facts.path, size=size, block_size=block_size, sector_size=sector_size)
         self._facts = facts
         self._part = part_path(facts.path)
-        self._written_end = 0
+        self._written_end = size if keeps_part else 0
         self._published = False
+        self._keeps_part = keeps_part
 
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
         """See `BlockDevice.extents`; the holes of the file are ZERO, all else is DATA."""
@@ -274,7 +276,7 @@ class FileTarget(_DescriptorDevice):
         try:
             return file_extents(self._fd, self.size, offset, size)
         except OSError as error:
-            raise _failure("read back", self.path, offset, error) from error
+            raise failure("read back", self.path, offset, error) from error
 
     @classmethod
     def create(cls, facts: TargetFacts, size: int, *, sector_size: int) -> FileTarget:
@@ -284,15 +286,36 @@ class FileTarget(_DescriptorDevice):
             TargetInUseError: another restore writes to the same file.
         """
         part = part_path(facts.path)
-        fd = _open_part(part)
+        fd = open_part(part)
         try:
             os.ftruncate(fd, 0)
             system.make_sparse(fd)
             os.ftruncate(fd, size)
         except OSError as error:
             _remove_open(fd, part)
-            raise _failure("make", str(part), None, error) from error
+            raise failure("make", str(part), None, error) from error
         return cls(fd, facts, size, sector_size=sector_size)
+
+    @classmethod
+    def take_over(cls, facts: TargetFacts, size: int, *, sector_size: int) -> FileTarget:
+        """Open the part file that is there, or the file under that name; `abort` does not remove it.
+
+        Raises:
+            TargetInUseError: another restore writes to the same file, or it was replaced meanwhile.
+        """
+        part, taken = part_path(facts.path), facts
+        if facts.kind == "file" and not part.exists():
+            if file_identity(Path(facts.path).lstat()) != facts.identity:
+                raise made_meanwhile(facts.path)
+            system.rename_new(Path(facts.path), part)
+            taken = replace(facts, kind="new file", identity=())
+        fd = open_part(part)
+        try:
+            os.ftruncate(fd, size)
+        except OSError as error:
+            os.close(fd)
+            raise failure("make", str(part), None, error) from error
+        return cls(fd, taken, size, sector_size=sector_size, keeps_part=True)
 
     def pwrite(self, offset: int, data: bytes) -> None:
         """See `WritableDevice.pwrite`."""
@@ -325,14 +348,17 @@ class FileTarget(_DescriptorDevice):
                 system.rename_new(self._part, Path(self.path))
             system.sync_folder(self._part.parent)
         except FileExistsError as error:
-            raise _made_meanwhile(self.path) from error
+            raise made_meanwhile(self.path) from error
         except OSError as error:
-            raise _failure("publish", self.path, None, error) from error
+            raise failure("publish", self.path, None, error) from error
         self._published = True
         super().close()
 
     def abort(self) -> None:
         """See `Target.abort`."""
+        if self._keeps_part:
+            super().close()
+            return
         if self._fd >= 0 and system.CAN_RENAME_OPEN_FILES:
             self._part.unlink(missing_ok=True)
         super().close()
@@ -349,11 +375,7 @@ class FileTarget(_DescriptorDevice):
         except FileNotFoundError:
             identity = ()
         if identity != self._facts.identity:
-            raise _made_meanwhile(self.path)
-
-
-def _made_meanwhile(path: str) -> TargetInUseError:
-    return TargetInUseError(f"{path} was made or replaced by another program meanwhile; nothing was changed")
+            raise made_meanwhile(self.path)
 
 
 def _remove_open(fd: int, part: Path) -> None:
@@ -365,53 +387,6 @@ def _remove_open(fd: int, part: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def part_path(path: str) -> Path:
-    """The temporary name of a file that is being restored."""
-    target = Path(path)
-    return target.with_name(f".{target.name}.part")
-
-
-def _open_part(part: Path) -> int:
-    """Open the temporary file and lock it; one left behind by a crash is taken over.
-
-    It is readable by its owner only, because it holds a whole disk. A link planted under that name is
-    refused: its other name would be overwritten. So is a file that its writer renamed or removed before
-    we had the lock.
-    """
-    try:
-        fd = os.open(part, os.O_RDWR | os.O_CREAT | system.NO_FOLLOW | system.PRIVATE, 0o600)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise DestinationError(f"{part} is a symbolic link; remove it") from error
-        if error.errno in _DENIED:
-            raise AccessDeniedError(
-                f"{part.parent} may not be written by this user; run this as root, or choose another place"
-            ) from error
-        raise _open_failure(str(part), error) from error
-    try:
-        _claim(fd, part)
-    except OSError as error:
-        os.close(fd)
-        raise _open_failure(str(part), error) from error
-    except MountfsError:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _claim(fd: int, part: Path) -> None:
-    try:
-        system.lock(fd)
-        status = os.fstat(fd)
-        ours = file_identity(part.lstat()) == file_identity(status)
-    except (BlockingIOError, FileNotFoundError):
-        ours = False
-    if not ours:
-        raise TargetInUseError(f"another restore writes, or just wrote, {part}; look at it, then start again")
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-        raise DestinationError(f"{part} is not a file of this program; remove it")
-
-
 def _check_device(fd: int, facts: TargetFacts, roots: SystemRoots) -> None:
     status = os.fstat(fd)
     number = system.device_number(status)
@@ -421,26 +396,3 @@ def _check_device(fd: int, facts: TargetFacts, roots: SystemRoots) -> None:
         )
     if ioctl.is_read_only(fd):
         raise DestinationReadOnlyError(f"{facts.path} is read-only")
-
-
-def _open_failure(path: str, error: OSError) -> MountfsError:
-    if error.errno == errno.EBUSY:
-        return TargetInUseError(f"{path} is mounted or held by another program; release it first")
-    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-        return NotFoundError(f"{path} does not exist")
-    if error.errno in _DENIED:
-        return AccessDeniedError(
-            f"{path} may not be written by this user; run this as root, or choose another place"
-        )
-    return _failure("open", path, None, error)
-
-
-def _failure(verb: str, path: str, offset: int | None, error: OSError) -> DestinationError:
-    where = path if offset is None else f"{path} at byte {offset}"
-    if error.errno in _FULL:
-        return DestinationFullError(f"cannot {verb} {where}: no space is left")
-    if error.errno in _READ_ONLY:
-        return DestinationReadOnlyError(f"cannot {verb} {where}: it is read-only")
-    if error.errno == errno.EFBIG:
-        return DestinationError(f"cannot {verb} {where}: the file system does not take files of that size")
-    return DestinationError(f"cannot {verb} {where}: {error.strerror}")

@@ -85,6 +85,25 @@ def read(device: BlockDevice, sector_size: int | None = None) -> PartitionTable 
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class SoundEntries:
+    """The entries of a GPT as they are stored, proven by their checksum."""
+
+    disk_id: UUID
+    count: int
+    entry_size: int
+    entries: bytes
+
+
+def sound_entries(device: BlockDevice, sector_size: int) -> SoundEntries | None:
+    """Return the entries of the primary GPT, else of the backup; None when neither proves itself."""
+    pair = _pair(device, sector_size)
+    for header in (pair.primary, pair.backup):
+        if header is not None and header.proven:
+            return SoundEntries(UUID(header.disk_id), header.count, header.entry_size, header.entries)
+    return None
+
+
 def _start_is_lost(device: BlockDevice, backup: _Header) -> bool:
     """Whether the primary was destroyed, rather than replaced by a file system without a table."""
     head = _pread(device, backup.sector_size, len(_SIGNATURE))

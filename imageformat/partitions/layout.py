@@ -6,7 +6,10 @@ the same for all of them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from imageformat.errors import UnsupportedFeatureError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,3 +66,27 @@ def warn_overlaps(partitions: Iterable[Partition], warnings: Warnings) -> None:
             warnings.add(f"partitions {first} and {second} overlap")
         if reach is None or partition.offset + partition.size > reach.offset + reach.size:
             reach = partition
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """A partition table made for another disk; everything in bytes of that disk."""
+
+    patches: tuple[tuple[int, bytes], ...]
+    """(offset, bytes) of the sectors that make it up, ascending."""
+    ranges: tuple[tuple[int, int], ...]
+    """(offset, size) of the partitions in it, ascending."""
+    disk_id: str
+
+
+def check_alignment(number: int, offset: int, size: int, sector_size: int) -> None:
+    """Refuse a partition that does not begin and end with whole sectors.
+
+    Raises:
+        UnsupportedFeatureError
+    """
+    if offset % sector_size or size % sector_size:
+        raise UnsupportedFeatureError(
+            f"partition {number} lies at byte {offset} and has {size} bytes: on a disk with sectors of "
+            f"{sector_size} bytes it cannot begin, or end, there"
+        )

@@ -37,6 +37,7 @@ COMMANDS = {
     "cp": "Copy files and folders out of an image.",
     "verify": "Prove every block; name every damaged file.",
     "restore": "Write a point to a disk, a partition or a file.",
+    "clone": "Copy a disk to another; again: only what changed.",
     "convert": "Turn any readable image into another format.",
     "merge": "Fold neighbouring points into the youngest of them.",
     "delete": "Take a point out of a set, wherever it stands.",

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from engine.devices.target import Target, open_target
-from engine.restore import RestoreProgress, RestoreResult, restore
+from engine.restore import restore
+from engine.writing import Tally
 from imageformat.device import BlockDevice
 from imageformat.errors import UnsupportedVolumeError, UsageError
 from imageformat.formats import listed_suffixes
@@ -18,6 +18,7 @@ from mountfs.cli.command import At, DiskNumber, PointName, Threads, Yes, command
 from mountfs.cli.images import disk_of, find_node, opened_point, parse_inner
 from mountfs.cli.render import Renderer, format_duration, format_size
 from mountfs.cli.targets import TargetSerial, agreed_target
+from mountfs.cli.targetwriting import Job, tally_facts, write_target
 from mountfs.disktree import DiskTree
 from mountfs.session import Session
 
@@ -33,10 +34,15 @@ TargetName = Annotated[
     str, typer.Argument(metavar="TARGET", help="Disk, partition or file to write.", show_default=False)
 ]
 Check = Annotated[bool, typer.Option("--verify", help="Read everything back and compare.")]
+Delta = Annotated[
+    bool,
+    typer.Option("--delta", help="Write only what differs from what is there; free space stays as it is."),
+]
 
 EXAMPLES = """\
 mountfs restore /backups/sdb@3 /dev/sdc --verify
 mountfs restore /backups/sdb@3 serial=S3X --target-serial S3X    in scripts
+mountfs restore /backups/sdb@3 /dev/sdb --delta    only what changed since
 mountfs restore /backups/sdb@3:2 partition.img    only the second partition
 """
 
@@ -53,13 +59,14 @@ def run(
     yes: Yes = False,
     target_serial: TargetSerial = None,
     check: Check = False,
+    delta: Delta = False,
     threads: Threads = 0,
 ) -> None:
     """Write any point to a disk, a partition or a file, byte for byte.
 
     Asks before it overwrites anything; for a disk, for its serial number. A file gets its name only when it
-    is complete; on a device the first mebibyte is written last, so that an interrupted restore never looks
-    bootable.
+    is complete; on a device its start is written last, so that an interrupted restore never looks bootable.
+    The same command goes on where one was interrupted.
     """
     name = parse_inner(image, point=point, at=at)
     if target.endswith("/"):
@@ -77,13 +84,35 @@ def run(
             yes=yes,
             serial=target_serial,
         )
-        opened = open_target(target, part.size, sector_size=sector_size, expected=facts)
-        try:
-            result = _restore(out, part, opened, threads, check=check)
-            opened.commit()
-        finally:
-            opened.abort()
-        _tell(out, chosen, target, result)
+        job = Job(
+            verb="restore",
+            source=_named(chosen, name.inner, disk_of(chosen, disk)),
+            size=part.size,
+            sector_size=sector_size,
+            delta=delta,
+            keeps_record=delta,
+        )
+        tally = write_target(
+            out,
+            facts,
+            job,
+            lambda opened, record, known, report: restore(
+                part,
+                opened,
+                threads=threads,
+                check=check or delta,
+                delta=delta,
+                record=record,
+                known=known,
+                report=report,
+            ),
+        )
+        _tell(out, chosen, target, tally)
+
+
+def _named(chosen: Point, inner: str | None, disk: int) -> str:
+    known = f"{chosen.info.id} {chosen.info.root.hex()}" if chosen.info else chosen.key
+    return f"point {known} disk {disk} part {(inner or '').strip('/')}"
 
 
 @contextmanager
@@ -139,31 +168,18 @@ def image_files(session: Session, chosen: Point, access: Access) -> list[str]:
     return [*(f"{storage.url}/{key}" for key in keys), *(named.path for named in access.named)]
 
 
-def _restore(out: Renderer, part: BlockDevice, target: Target, threads: int, *, check: bool) -> RestoreResult:
-    steps = 2 if check else 1
-    with out.progress(f"restore to {target.path}", part.size * steps) as progress:
-
-        def report(state: RestoreProgress) -> None:
-            passed = state.total if state.label == "compare" else 0
-            progress.update(passed + state.done, state.label)
-
-        return restore(part, target, threads=threads, check=check, report=report)
-
-
-def _tell(out: Renderer, chosen: Point, target: str, result: RestoreResult) -> None:
+def _tell(out: Renderer, chosen: Point, target: str, tally: Tally) -> None:
     out.result(
         {
             "set": chosen.set_name,
             "point": chosen.info.number if chosen.info else None,
             "target": target,
-            "size": result.size,
-            "written": result.written,
-            "verified": result.verified,
-            "seconds": round(result.seconds, 3),
+            **tally_facts(tally),
         }
     )
-    verified = ", read back and compared" if result.verified else ""
+    verified = ", read back and compared" if tally.verified else ""
+    unchanged = f", {format_size(tally.skipped)} there already" if tally.skipped else ""
     out.line(
-        f"{target}: {format_size(result.size)} restored, {format_size(result.written)} of it data{verified}, "
-        f"in {format_duration(result.seconds)}"
+        f"{target}: {format_size(tally.size)} restored, {format_size(tally.written)} written{unchanged}"
+        f"{verified}, in {format_duration(tally.seconds)}"
     )
