@@ -20,8 +20,8 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    ConnectionError as BotoConnectionError,
     CredentialRetrievalError,
+    EndpointConnectionError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
@@ -30,6 +30,7 @@ from botocore.exceptions import (
     SSLError,
     TokenRetrievalError,
 )
+from botocore.exceptions import ConnectionError as BotoConnectionError
 from urllib3.exceptions import HTTPError
 
 from imageformat.errors import (
@@ -45,22 +46,41 @@ from imageformat.errors import (
 from imageformat.storage.patience import PassingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Mapping
 
     from imageformat.storage.patience import Patience
 
+
+class _NoConditionsError(DestinationError):
+    """The server knows no conditional writes, or not this operation at all."""
+
+
 _CREDENTIAL_CODES = frozenset(
     {
-        "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "RequestExpired",
-        "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TokenRefreshRequired", "AuthorizationHeaderMalformed",
-        "InvalidSecurity", "NotSignedUp",
+        "AuthorizationHeaderMalformed", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId",
+        "InvalidSecurity", "InvalidToken", "NotSignedUp", "RequestExpired", "RequestTimeTooSkewed",
+        "SignatureDoesNotMatch", "TokenRefreshRequired",
     }
 )  # fmt: skip
 _BUSY_CODES = frozenset(
-    {"BadDigest", "InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown",
-     "Throttling", "ThrottlingException", "TooManyRequests", "IncompleteBody"}
+    {
+        "BadDigest", "IncompleteBody", "InternalError", "OperationAborted", "RequestTimeout",
+        "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests",
+    }
 )  # fmt: skip
 _FULL_CODES = frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "InsufficientCapacity"})
+_ANSWERS: Mapping[str, type[MountfsError]] = {
+    "NoSuchBucket": NotFoundError,
+    "NotImplemented": _NoConditionsError,
+    **dict.fromkeys(_CREDENTIAL_CODES, CredentialsError),
+    **dict.fromkeys(_FULL_CODES, DestinationFullError),
+}
+_STATUSES: Mapping[int, type[MountfsError]] = {
+    401: CredentialsError,
+    403: AccessDeniedError,
+    404: NotFoundError,
+    507: DestinationFullError,
+}
 _CONDITION = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412"})
 _BROKEN = (BotoConnectionError, HTTPClientError, IncompleteReadError, HTTPError, OSError)
 """A connection that was not made, or ended before the answer did."""
@@ -132,6 +152,7 @@ class Bucket:
         self._client = s3_client(profile, patience)
         self._conditional = True
         """False once the server has said that it knows no conditional writes."""
+        self._reached = False
 
     def head(self, key: str) -> Stored | None:
         """Return what is stored under a key; None when nothing is."""
@@ -139,9 +160,8 @@ class Bucket:
             answer = self._call("head_object", key)
         except NotFoundError:
             return None
-        except (AccessDeniedError, StorageError) as error:
-            if not isinstance(error, CredentialsError):
-                self._call("list_objects_v2", key, Prefix=key, MaxKeys=1)  # HEAD does not tell the reason
+        except (AccessDeniedError, StorageError):
+            self._call("list_objects_v2", key, Prefix=key, MaxKeys=1)  # HEAD does not tell the reason
             raise
         writer = {name.lower(): text for name, text in answer.get("Metadata", {}).items()}.get(_WRITER, "")
         return Stored(key, answer["ContentLength"], answer["ETag"], _ns(answer["LastModified"]), writer)
@@ -321,7 +341,9 @@ class Bucket:
         """Translate what botocore raises."""
         try:
             yield
+            self._reached = True
         except ClientError as error:
+            self._reached = True
             raise self._refusal(key, error, writing=writing) from error
         except (
             NoCredentialsError,
@@ -335,31 +357,22 @@ class Bucket:
                 f"{self._place(key)}: the server is not who it should be: {_reason(error)}", writing
             ) from error
         except _BROKEN as error:
+            if isinstance(error, EndpointConnectionError) and not self._reached:
+                raise _failed(f"{self._place(key)}: {_reason(error)}", writing) from error
             raise PassingError from error
         except BotoCoreError as error:
             raise _failed(f"{self._place(key)}: {_reason(error)}", writing) from error
 
     def _refusal(self, key: str, error: ClientError, *, writing: bool) -> Exception:
         code, status = _code(error), _status(error)
-        said = f"{code}: {_reason(error)}" if not code.isdigit() else f"the server says {code}"
         if code in _CONDITION:
             return ExistsAlreadyError()
-        if code == "NotImplemented" and writing:
-            return _NoConditionsError(f"{self._place(key)}: {said}")
-        if code in _CREDENTIAL_CODES:
-            hint = "renew the credentials and run it again"
-            return CredentialsError(f"{self._place(key)}: {said}; {hint}")
-        if code in _FULL_CODES or status == 507:
-            return DestinationFullError(f"{self._place(key)}: no space left: {said}")
-        if code in _BUSY_CODES or status == 429 or status >= 500:
+        if code not in _ANSWERS and (code in _BUSY_CODES or status == 429 or status >= 500):
             return PassingError()
-        if code == "NoSuchBucket":
-            return NotFoundError(f"s3://{self._name}: there is no such bucket")
-        if status == 404:
-            return NotFoundError(f"{self._place(key)}: no such object")
-        if status in {401, 403}:
-            return AccessDeniedError(f"{self._place(key)}: {said}")
-        return _failed(f"{self._place(key)}: {said}", writing)
+        said = f"the server says {code}" if code.isdigit() else f"{code}: {_reason(error)}"
+        place = f"s3://{self._name}" if code == "NoSuchBucket" else self._place(key)
+        kind = _ANSWERS.get(code) or _STATUSES.get(status) or (DestinationError if writing else StorageError)
+        return kind(f"{place}: {said}")
 
     def _given_up(self, key: str, error: PassingError, *, writing: bool) -> MountfsError:
         cause = error.__cause__
@@ -370,10 +383,6 @@ class Bucket:
 
     def _place(self, key: str) -> str:
         return f"s3://{self._name}/{key}"
-
-
-class _NoConditionsError(DestinationError):
-    """The server knows no conditional writes, or not this operation at all."""
 
 
 def _failed(message: str, writing: bool) -> MountfsError:  # noqa: FBT001 (which of two classes)

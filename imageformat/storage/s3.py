@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from imageformat.errors import (
-    AccessDeniedError,
     DestinationError,
     MountfsError,
     NotFoundError,

@@ -28,7 +28,7 @@ from imageformat.extent import Extent, ExtentKind
 from imageformat.plugins import discover
 from imageformat.storage import Storage, StorageScheme
 from imageformat.storage.memory import MemoryStorage
-from support import s3
+from support import s3, sshd
 from support.content import noise
 from support.product import environment
 
@@ -102,19 +102,31 @@ class S3Wiring:
         self.bucket.put(f"{self.url.rpartition('/')[2]}/{key}", content)
 
 
+@dataclass
+class SftpWiring:
+    place: Path
+    outlives_processes = True
+
+    def open(self) -> Storage:
+        return SCHEMES["sftp"].open(sshd.server().url(self.place))
+
+    def plant(self, key: str, content: bytes) -> None:
+        LocalWiring(self.place).plant(key, content)
+
+
 WIRINGS: dict[str, Callable[[Path], Wiring]] = {
     "local": LocalWiring,
     "memory": MemoryWiring,
     "s3": S3Wiring,
+    "sftp": SftpWiring,
 }
 
 
 @pytest.fixture(params=sorted(SCHEMES))
 def wiring(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wiring:
     assert request.param in WIRINGS, f"storage {request.param} needs a wiring in this file"
-    if request.param == "s3":
-        for name, value in s3.environment().items():
-            monkeypatch.setenv(name, value)
+    for server in {"s3": [s3], "sftp": [sshd]}.get(request.param, []):
+        server.use(monkeypatch)
     (tmp_path / "place").mkdir()
     return WIRINGS[request.param](tmp_path / "place")
 
@@ -415,5 +427,6 @@ def test_closing_twice_is_harmless(storage: Storage) -> None:
 
 
 def test_every_url_has_one_scheme() -> None:
-    for url, name in (("/a/b", "local"), ("a", "local"), ("file:///a", "local"), ("memory://", "memory")):
+    local = (("/a/b", "local"), ("a", "local"), ("file:///a", "local"), ("memory://", "memory"))
+    for url, name in (*local, ("s3://a/b", "s3"), ("sftp://a@b:1/c", "sftp")):
         assert [scheme.name for scheme in SCHEMES.values() if scheme.matches(url)] == [name]

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import botocore.session
 
+from imageformat.storage._s3requests import s3_client
 from support.requirements import require_tool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import pytest
 
 KEY = "test:tester"
 SECRET = "testing"
@@ -68,6 +71,13 @@ def environment(endpoint: str | None = None) -> Mapping[str, str]:
         "AWS_CONFIG_FILE": "/dev/null",
         "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
     }
+
+
+def use(monkeypatch: pytest.MonkeyPatch, endpoint: str | None = None) -> None:
+    """Let this process find the server, or what stands before it."""
+    for name, value in environment(endpoint).items():
+        monkeypatch.setenv(name, value)
+    s3_client.cache_clear()
 
 
 @cache

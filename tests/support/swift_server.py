@@ -1,6 +1,7 @@
-"""OpenStack Swift with its S3 interface, all of it in one process: run by the Python that has Debian's packages.
+"""OpenStack Swift with its S3 interface in one process: run by the Python that has Debian's packages.
 
-swift_server.py FOLDER: keeps everything below FOLDER, prints the port, and ends with its standard input. One copy of everything on one device; the user is ``test:tester`` with the key ``testing``.
+swift_server.py FOLDER: keeps everything below FOLDER, prints the port, and ends with its standard input.
+One copy of everything on one device; the user is ``test:tester`` with the key ``testing``.
 """
 
 import sys
@@ -12,7 +13,12 @@ import eventlet.wsgi
 
 eventlet.monkey_patch()
 
-from swift.common import utils  # noqa: E402 (what it imports must be patched first)
+from swift.account.server import AccountController  # noqa: E402 (what it imports must be patched first)
+from swift.common import storage_policy, utils  # noqa: E402
+from swift.common.ring import RingData  # noqa: E402
+from swift.common.wsgi import loadapp  # noqa: E402
+from swift.container.server import ContainerController  # noqa: E402
+from swift.obj.server import ObjectController  # noqa: E402
 
 PROXY = """
 [DEFAULT]
@@ -76,13 +82,6 @@ def main(place: str) -> None:
         "[storage-policy:0]\nname = one\ndefault = yes\n"
     )
     utils.SWIFT_CONF_FILE = str(conf)
-    from swift.account.server import AccountController
-    from swift.common import storage_policy
-    from swift.common.ring import RingData
-    from swift.common.wsgi import loadapp
-    from swift.container.server import ContainerController
-    from swift.obj.server import ObjectController
-
     storage_policy.SWIFT_CONF_FILE = str(conf)
     storage_policy.reload_storage_policies()
     (folder / "devices" / "sda1").mkdir(parents=True)
