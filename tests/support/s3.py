@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import botocore.session
 
 from imageformat.storage._s3requests import s3_client
 from support.requirements import require_tool
+from support.servers import at_end
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 KEY = "test:tester"
 SECRET = "testing"
 BUCKET = "images"
+_in_use: dict[str, str] = {}
 _SERVER = Path(__file__).with_name("swift_server.py")
 
 
@@ -75,9 +76,13 @@ def environment(endpoint: str | None = None) -> Mapping[str, str]:
 
 def use(monkeypatch: pytest.MonkeyPatch, endpoint: str | None = None) -> None:
     """Let this process find the server, or what stands before it."""
-    for name, value in environment(endpoint).items():
+    settings = environment(endpoint)
+    for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    s3_client.cache_clear()
+    if _in_use != settings:
+        s3_client.cache_clear()  # making one takes a while
+        _in_use.clear()
+        _in_use.update(settings)
 
 
 @cache
@@ -92,7 +97,7 @@ def bucket() -> TestBucket:
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    atexit.register(_end, server, folder)
+    at_end(partial(_end, server, folder))
     assert server.stdout is not None
     port = int(server.stdout.readline() or 0)
     assert port, "the S3 server did not start"
@@ -108,7 +113,5 @@ def bucket() -> TestBucket:
 
 
 def _end(server: subprocess.Popen[str], folder: str) -> None:
-    assert server.stdin is not None
-    server.stdin.close()
-    server.wait(20)
+    server.communicate(timeout=20)  # its input ends
     shutil.rmtree(folder, ignore_errors=True)

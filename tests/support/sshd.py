@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import getpass
 import os
 import shutil
@@ -11,11 +10,12 @@ import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from support.requirements import find_tool, require_tool, unavailable
+from support.servers import at_end
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,7 @@ def start_server() -> Server:
     if not _SUBSYSTEM.exists():
         unavailable("needs openssh-sftp-server")
     folder = Path(tempfile.mkdtemp(prefix="sshd-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    at_end(partial(shutil.rmtree, folder, ignore_errors=True))
     home = folder / "home"
     (home / ".ssh").mkdir(parents=True)
     for key in (folder / "host_key", home / ".ssh" / "id_ed25519"):
@@ -87,11 +87,17 @@ def start_server() -> Server:
     raise AssertionError("sshd did not start")
 
 
+def end(started: Server) -> None:
+    """End a server; sessions that are still open are none of its processes any more."""
+    started.process.terminate()
+    started.process.wait(20)
+
+
 @cache
 def server() -> Server:
     """The server of this process."""
     found = start_server()
-    atexit.register(found.process.kill)
+    at_end(partial(end, found))
     return found
 
 

@@ -36,7 +36,7 @@ use = egg:swift#bulk
 [filter:s3api]
 use = egg:swift#s3api
 location = us-east-1
-min_segment_size = 5242880
+min_segment_size = 1
 [filter:tempauth]
 use = egg:swift#tempauth
 user_test_tester = testing .admin
