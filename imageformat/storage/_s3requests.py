@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from imageformat.storage.patience import Patience
 
 
-class _NoConditionsError(DestinationError):
-    """The server knows no conditional writes, or not this operation at all."""
+class _UnknownRequestError(Exception):
+    """The server does not know this request: most often a condition of a write."""
 
 
 _CREDENTIAL_CODES = frozenset(
@@ -71,7 +71,6 @@ _BUSY_CODES = frozenset(
 _FULL_CODES = frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "InsufficientCapacity"})
 _ANSWERS: Mapping[str, type[MountfsError]] = {
     "NoSuchBucket": NotFoundError,
-    "NotImplemented": _NoConditionsError,
     **dict.fromkeys(_CREDENTIAL_CODES, CredentialsError),
     **dict.fromkeys(_FULL_CODES, DestinationFullError),
 }
@@ -81,6 +80,7 @@ _STATUSES: Mapping[int, type[MountfsError]] = {
     404: NotFoundError,
     507: DestinationFullError,
 }
+NOTHING: Mapping[str, object] = {}
 _CONDITION = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412"})
 _BROKEN = (BotoConnectionError, HTTPClientError, IncompleteReadError, HTTPError, OSError)
 """A connection that was not made, or ended before the answer did."""
@@ -161,16 +161,16 @@ class Bucket:
         except NotFoundError:
             return None
         except (AccessDeniedError, StorageError):
-            self._call("list_objects_v2", key, Prefix=key, MaxKeys=1)  # HEAD does not tell the reason
+            self._call("list_objects_v2", key, {"Prefix": key, "MaxKeys": 1})  # HEAD does not tell the reason
             raise
         writer = {name.lower(): text for name, text in answer.get("Metadata", {}).items()}.get(_WRITER, "")
         return Stored(key, answer["ContentLength"], answer["ETag"], _ns(answer["LastModified"]), writer)
 
-    def list(self, prefix: str) -> Iterator[Stored | str]:
+    def entries(self, prefix: str) -> Iterator[Stored | str]:
         """Yield the objects directly below a prefix, and the prefixes of its folders."""
         token: dict[str, str] = {}
         while True:
-            page = self._call("list_objects_v2", prefix, Prefix=prefix, Delimiter="/", **token)
+            page = self._call("list_objects_v2", prefix, {"Prefix": prefix, "Delimiter": "/", **token})
             for entry in page.get("CommonPrefixes", ()):
                 yield str(entry["Prefix"])
             for entry in page.get("Contents", ()):
@@ -256,7 +256,7 @@ class Bucket:
 
     def begin(self, key: str, writer: str) -> str:
         """Begin an object of many parts; the id of its upload."""
-        answer = self._call("create_multipart_upload", key, writing=True, Metadata={_WRITER: writer})
+        answer = self._call("create_multipart_upload", key, {"Metadata": {_WRITER: writer}}, writing=True)
         return str(answer["UploadId"])
 
     def put_part(self, key: str, upload: str, number: int, content: bytes) -> str:
@@ -264,11 +264,8 @@ class Bucket:
         answer = self._call(
             "upload_part",
             key,
+            {"UploadId": upload, "PartNumber": number, "Body": content, "ContentMD5": _md5(content)},
             writing=True,
-            UploadId=upload,
-            PartNumber=number,
-            Body=content,
-            ContentMD5=_md5(content),
         )
         return str(answer["ETag"])
 
@@ -286,7 +283,7 @@ class Bucket:
     def abandon(self, key: str, upload: str) -> None:
         """Forget an upload and its parts; none is no error."""
         try:
-            self._call("abort_multipart_upload", key, writing=True, UploadId=upload)
+            self._call("abort_multipart_upload", key, {"UploadId": upload}, writing=True)
         except NotFoundError:
             return
 
@@ -295,7 +292,7 @@ class Bucket:
         found: list[tuple[str, str]] = []
         marker: dict[str, str] = {}
         while True:
-            page = self._call("list_multipart_uploads", prefix, writing=True, Prefix=prefix, **marker)
+            page = self._call("list_multipart_uploads", prefix, {"Prefix": prefix, **marker}, writing=True)
             found += [(entry["Key"], entry["UploadId"]) for entry in page.get("Uploads", ())]
             following = {
                 "KeyMarker": page.get("NextKeyMarker"),
@@ -313,22 +310,32 @@ class Bucket:
         """Run a write that makes a new object, by a condition where the server knows such."""
         if only_new and self._conditional:
             try:
-                self._call(operation, key, writing=True, IfNoneMatch="*", **parameters)
-            except _NoConditionsError:
+                self._try(operation, key, {**parameters, "IfNoneMatch": "*"}, writing=True)
+            except _UnknownRequestError:
                 self._conditional = False
             else:
                 return
-        self._call(operation, key, writing=True, **parameters)
+        self._call(operation, key, parameters, writing=True)
 
     def _call(
-        self, operation: str, key: str, *, writing: bool = False, **parameters: object
+        self, operation: str, key: str, parameters: Mapping[str, object] = NOTHING, *, writing: bool = False
     ) -> dict[str, Any]:
-        if operation not in {"list_objects_v2", "list_multipart_uploads"}:
-            parameters["Key"] = key
+        try:
+            return self._try(operation, key, parameters, writing=writing)
+        except _UnknownRequestError as error:
+            raise _failed(
+                f"{self._place(key)}: the server does not know {operation}: {error}", writing
+            ) from error
+
+    def _try(
+        self, operation: str, key: str, parameters: Mapping[str, object], *, writing: bool
+    ) -> dict[str, Any]:
+        named = {} if operation.startswith("list_") else {"Key": key}
 
         def attempt() -> dict[str, Any]:
             with self._said(key, writing=writing):
-                answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self._name, **parameters)
+                call = getattr(self._client, operation)
+                answer: dict[str, Any] = call(Bucket=self._name, **named, **parameters)
                 return answer
 
         try:
@@ -369,6 +376,8 @@ class Bucket:
             return ExistsAlreadyError()
         if code not in _ANSWERS and (code in _BUSY_CODES or status == 429 or status >= 500):
             return PassingError()
+        if code == "NotImplemented":
+            return _UnknownRequestError(_reason(error))
         said = f"the server says {code}" if code.isdigit() else f"{code}: {_reason(error)}"
         place = f"s3://{self._name}" if code == "NoSuchBucket" else self._place(key)
         kind = _ANSWERS.get(code) or _STATUSES.get(status) or (DestinationError if writing else StorageError)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Notes(Protocol):
         """Write a note, or write it anew."""
         ...
 
-    def list(self, prefix: str) -> list[Note]:
+    def listed(self, prefix: str) -> list[Note]:
         """List the notes whose names begin so."""
         ...
 
@@ -116,8 +117,9 @@ def _is_dead(owner: _Owner) -> bool:
 
 def _uptime() -> float:
     """Return seconds that also pass while the machine sleeps."""
-    clock = getattr(time, "CLOCK_BOOTTIME", None)
-    return time.monotonic() if clock is None else time.clock_gettime(clock)
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
 
 
 _held: set[tuple[str, str]] = set()
@@ -153,7 +155,7 @@ class Lease:
     def renew(self) -> None:
         """Write the note anew, unless somebody has removed it."""
         asked = _uptime()
-        if not any(note.name == self.name for note in self.notes.list(self.name)):
+        if not any(note.name == self.name for note in self.notes.listed(self.name)):
             self.lost = True
             return
         self.notes.put(self.name, self.content)
@@ -218,7 +220,7 @@ def _rivals(notes: Notes, own: str) -> list[str]:
     Raises:
         SetBusyError: one is not.
     """
-    found = notes.list(LEASE_NAME)
+    found = notes.listed(LEASE_NAME)
     now = next((note.written_s for note in found if note.name == own), None)
     if now is None:
         raise DestinationError(

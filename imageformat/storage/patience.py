@@ -47,7 +47,7 @@ class Patience:
 
     def delay(self, attempt: int) -> float:
         """Return how long to wait after so many failures."""
-        longest = min(self.longest_delay, self.first_delay * 2 ** (attempt - 1))
+        longest: float = min(self.longest_delay, self.first_delay * 2 ** (attempt - 1))
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 (chance, not a secret)
 
 

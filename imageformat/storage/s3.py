@@ -216,14 +216,14 @@ class S3Storage:
 
     def folders(self) -> Iterator[str]:
         """See `Storage.folders`."""
-        found = [entry for entry in self.bucket.list(self._prefix) if isinstance(entry, str)]
+        found = [entry for entry in self.bucket.entries(self._prefix) if isinstance(entry, str)]
         names = (entry.removeprefix(self._prefix).rstrip("/") for entry in found)
         yield from sorted(name for name in names if name and not name.startswith("."))
 
     def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Storage.objects`; what is not yet proven is none."""
         full = self.full_key(prefix)
-        found = [entry for entry in self.bucket.list(full) if isinstance(entry, Stored)]
+        found = [entry for entry in self.bucket.entries(full) if isinstance(entry, Stored)]
         names = {entry.key.removeprefix(full) for entry in found}
         for entry in sorted(found, key=lambda entry: entry.key):
             name = entry.key.removeprefix(full)
@@ -308,7 +308,7 @@ class S3Storage:
 
     def _remove_unfinished(self, prefix: str) -> None:
         full = self.full_key(prefix)
-        for entry in list(self.bucket.list(full)):
+        for entry in list(self.bucket.entries(full)):
             if isinstance(entry, Stored) and _is_pending(entry.key.removeprefix(full)):
                 self._remove_unproven(entry, full)
         for key, upload in self.bucket.uploads(full):
@@ -358,9 +358,9 @@ class _S3Notes:
         """See `Notes.put`."""
         self._bucket.put(f"{self._folder}{name}", content)
 
-    def list(self, prefix: str) -> list[Note]:
-        """See `Notes.list`."""
-        entries = self._bucket.list(f"{self._folder}{prefix}")
+    def listed(self, prefix: str) -> list[Note]:
+        """See `Notes.listed`."""
+        entries = self._bucket.entries(f"{self._folder}{prefix}")
         return [
             Note(entry.key.removeprefix(self._folder), entry.modified_ns / 1e9)
             for entry in entries

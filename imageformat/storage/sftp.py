@@ -10,7 +10,6 @@ import contextlib
 import posixpath
 import re
 import stat
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import uuid4
@@ -18,16 +17,16 @@ from uuid import uuid4
 import asyncssh
 from asyncssh import FXF_CREAT, FXF_READ, FXF_TRUNC, FXF_WRITE
 
-from imageformat.errors import DestinationError, MountfsError, NotFoundError, StorageError, UsageError
+from imageformat.errors import MountfsError, NotFoundError, StorageError, UsageError
 from imageformat.storage import ObjectInfo, StorageScheme
 from imageformat.storage._sftpconnection import Connection, Target
+from imageformat.storage._sftpwriter import SftpObjectWriter
 from imageformat.storage.leases import LEASE_NAME, Note, leased
 from imageformat.storage.patience import DEFAULT_PATIENCE
 from imageformat.storage.ranges import RangeDevice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from concurrent.futures import Future
+    from collections.abc import Iterator
 
     from asyncssh import SFTPAttrs, SFTPClient
 
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from imageformat.storage.leases import Lease
     from imageformat.storage.patience import Patience
 
-_BUFFER = 4 << 20
-_WRITES_AT_ONCE = 2
 _THREADS = 4
 _CACHE_NAME = ".catalog.json"
 _OWN_MARK = ".lock"
@@ -51,106 +48,6 @@ class _Entry(NamedTuple):
     size: int
     mtime: int
     mode: int
-
-
-class SftpObjectWriter:
-    """See `ObjectWriter`. Memory is bounded by the writes under way."""
-
-    def __init__(self, storage: SftpStorage, key: str) -> None:
-        self._storage = storage
-        self._key = key
-        self._final = storage.path(key)
-        folder, name = posixpath.split(self._final)
-        self._part = posixpath.join(folder, f".{name}.{uuid4().hex[:8]}.part")
-        self._buffer = bytearray()
-        self._sent = 0
-        self._under_way: deque[Future[None]] = deque()
-        self._usable = self._there = True
-        storage.make_folder(folder)
-        storage.write(self._part, 0, b"", FXF_WRITE | FXF_CREAT)
-
-    @property
-    def position(self) -> int:
-        """See `ObjectWriter.position`."""
-        return self._sent + len(self._buffer)
-
-    def append(self, data: bytes) -> None:
-        """See `ObjectWriter.append`."""
-        self._use()
-        self._buffer += data
-        if len(self._buffer) >= _BUFFER:
-            self._send()
-        self._usable = True
-
-    def _use(self) -> None:
-        """Spoil the writer until what begins here has succeeded."""
-        if not self._usable:
-            raise DestinationError(
-                f"{self._place}: nothing can be added after a failure or the end; start again"
-            )
-        self._usable = False
-
-    @property
-    def _place(self) -> str:
-        return f"{self._storage.url}/{self._key}"
-
-    def _send(self) -> None:
-        while len(self._under_way) >= _WRITES_AT_ONCE:
-            self._under_way.popleft().result()
-        content = bytes(self._buffer)
-        self._under_way.append(
-            self._storage.pool.submit(self._storage.write, self._part, self._sent, content, FXF_WRITE)
-        )
-        self._sent += len(content)
-        self._buffer.clear()
-
-    def commit(self, check: Callable[[BlockDevice], None] | None = None) -> None:
-        """See `ObjectWriter.commit`."""
-        self._use()
-        if self._buffer:
-            self._send()
-        while self._under_way:
-            self._under_way.popleft().result()
-        self._storage.sync(self._part)
-        found = self._storage.look(self._part)
-        if found is None or found.size != self._sent:
-            raise DestinationError(f"{self._place}: the server did not keep all that it took")
-        if check is not None:
-            with contextlib.closing(self._storage.device(self._part, found, self._place)) as device:
-                check(device)
-        self._storage.check_lease(self._key)
-        self._publish()
-
-    def _publish(self) -> None:
-        if self._storage.look(self._final) is not None:
-            raise self._exists()
-        try:
-            self._storage.rename(self._part, self._final)
-        except MountfsError as error:
-            # The answer to a rename that succeeded may have been lost with the connection.
-            if self._storage.look(self._final) is None:
-                raise
-            if self._storage.look(self._part) is not None:
-                raise self._exists() from error
-        self._there = False
-        found = self._storage.look(self._final)
-        if found is None or found.size != self._sent:
-            raise DestinationError(f"{self._place}: is not what was published; look at the server")
-
-    def _exists(self) -> DestinationError:
-        return DestinationError(f"{self._place}: exists already, and is never replaced")
-
-    def abort(self) -> None:
-        """See `ObjectWriter.abort`; what cannot be removed is hidden, and the next writer removes it."""
-        self._usable = False
-        self._buffer.clear()
-        while self._under_way:
-            with contextlib.suppress(Exception):
-                self._under_way.popleft().exception()
-        if self._there:
-            self._there = False
-            with contextlib.suppress(MountfsError):
-                self._storage.remove(self._part)
 
 
 class SftpStorage:
@@ -184,7 +81,7 @@ class SftpStorage:
 
     def _scan(self, prefix: str) -> list[_Entry]:
         """List what is not hidden, links followed."""
-        shown = [entry for entry in self.list(self.path(prefix)) if not entry.name.startswith(".")]
+        shown = [entry for entry in self.entries(self.path(prefix)) if not entry.name.startswith(".")]
         found = []
         for entry in shown:
             seen: _Entry | None = entry
@@ -194,7 +91,7 @@ class SftpStorage:
                 found.append(seen._replace(name=entry.name))
         return sorted(found)
 
-    def list(self, folder: str) -> list[_Entry]:
+    def entries(self, folder: str) -> list[_Entry]:
         """List a folder of the server, hidden names too."""
 
         async def action(client: SFTPClient) -> list[_Entry]:
@@ -242,7 +139,7 @@ class SftpStorage:
                     now = await file.stat()
                     if (now.size, now.mtime) == (of.size, of.mtime):
                         raise asyncssh.SFTPConnectionLost("the answer was too short")
-                return bytes(data)
+                return _bytes(data)
 
         data = self._connection.run(name, action)
         if len(data) != size:
@@ -349,7 +246,7 @@ class SftpStorage:
             async with client.open(path, FXF_READ, encoding=None) as file:
                 if ((await file.stat()).size or 0) > most:
                     return None
-                return bytes(await file.read())
+                return _bytes(await file.read())
 
         try:
             return self._connection.run(self._named(path), action)
@@ -376,7 +273,7 @@ class SftpStorage:
                 del self._leases[prefix]
 
     def _remove_partials(self, folder: str) -> None:
-        for entry in self.list(folder):
+        for entry in self.entries(folder):
             hidden = entry.name.startswith(".") and entry.name.endswith(".part")
             if hidden and not entry.name.startswith(LEASE_NAME) and stat.S_ISREG(entry.mode):
                 with contextlib.suppress(NotFoundError):
@@ -419,9 +316,9 @@ class _SftpNotes:
         """See `Notes.put`."""
         self._storage.put(f"{self._folder}/{name}", content)
 
-    def list(self, prefix: str) -> list[Note]:
-        """See `Notes.list`."""
-        found = self._storage.list(self._folder)
+    def listed(self, prefix: str) -> list[Note]:
+        """See `Notes.listed`."""
+        found = self._storage.entries(self._folder)
         return [
             Note(entry.name, entry.mtime)
             for entry in found
@@ -443,6 +340,11 @@ class _SftpNotes:
 
 def _text(name: bytes | str) -> str:
     return name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")
+
+
+def _bytes(data: bytes | str) -> bytes:
+    """Return what a file that was opened without an encoding gave."""
+    return data if isinstance(data, bytes) else data.encode()
 
 
 def _entry(name: str, attrs: SFTPAttrs) -> _Entry:
