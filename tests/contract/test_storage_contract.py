@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from uuid import uuid4
 
 import pytest
 
@@ -27,6 +28,7 @@ from imageformat.extent import Extent, ExtentKind
 from imageformat.plugins import discover
 from imageformat.storage import Storage, StorageScheme
 from imageformat.storage.memory import MemoryStorage
+from support import s3, sshd
 from support.content import noise
 from support.product import environment
 
@@ -45,6 +47,8 @@ class Wiring(Protocol):
     """How the suite reaches one kind of storage, also around it."""
 
     outlives_processes: bool
+    is_remote: bool
+    """Each request takes long; the suite asks less often."""
 
     def open(self) -> Storage:
         """Another handle on the same place."""
@@ -59,6 +63,7 @@ class Wiring(Protocol):
 class LocalWiring:
     place: Path
     outlives_processes = True
+    is_remote = False
 
     def open(self) -> Storage:
         return SCHEMES["local"].open(str(self.place))
@@ -73,6 +78,7 @@ class LocalWiring:
 class MemoryWiring:
     place: Path
     outlives_processes = False
+    is_remote = False
 
     def __post_init__(self) -> None:
         self.storage = MemoryStorage()
@@ -84,12 +90,49 @@ class MemoryWiring:
         self.storage.publish(key, content, replace=True)
 
 
-WIRINGS: dict[str, Callable[[Path], Wiring]] = {"local": LocalWiring, "memory": MemoryWiring}
+@dataclass
+class S3Wiring:
+    place: Path
+    outlives_processes = True
+    is_remote = True
+
+    def __post_init__(self) -> None:
+        self.bucket = s3.bucket()
+        self.url = f"{self.bucket.url}/{uuid4().hex}"
+
+    def open(self) -> Storage:
+        return SCHEMES["s3"].open(self.url)
+
+    def plant(self, key: str, content: bytes) -> None:
+        self.bucket.put(f"{self.url.rpartition('/')[2]}/{key}", content)
+
+
+@dataclass
+class SftpWiring:
+    place: Path
+    outlives_processes = True
+    is_remote = True
+
+    def open(self) -> Storage:
+        return SCHEMES["sftp"].open(sshd.server().url(self.place))
+
+    def plant(self, key: str, content: bytes) -> None:
+        LocalWiring(self.place).plant(key, content)
+
+
+WIRINGS: dict[str, Callable[[Path], Wiring]] = {
+    "local": LocalWiring,
+    "memory": MemoryWiring,
+    "s3": S3Wiring,
+    "sftp": SftpWiring,
+}
 
 
 @pytest.fixture(params=sorted(SCHEMES))
-def wiring(request: pytest.FixtureRequest, tmp_path: Path) -> Wiring:
+def wiring(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wiring:
     assert request.param in WIRINGS, f"storage {request.param} needs a wiring in this file"
+    for server in {"s3": [s3], "sftp": [sshd]}.get(request.param, []):
+        server.use(monkeypatch)
     (tmp_path / "place").mkdir()
     return WIRINGS[request.param](tmp_path / "place")
 
@@ -297,7 +340,7 @@ def test_one_writer_at_a_time_among_threads(wiring: Wiring, storage: Storage) ->
     def work(number: int) -> None:
         handle = wiring.open()
         barrier.wait()
-        for _ in range(50):
+        for _ in range(5 if wiring.is_remote else 50):
             with contextlib.suppress(SetBusyError), handle.exclusive("set/"):
                 inside.append(number)
                 most.append(len(inside))
@@ -358,14 +401,15 @@ def test_notes_are_kept_for_each_folder(wiring: Wiring, storage: Storage) -> Non
     assert names(storage) == ["set/one"], "a note is no object"
 
 
-def test_notes_of_many_threads_are_whole(storage: Storage) -> None:
+def test_notes_of_many_threads_are_whole(wiring: Wiring, storage: Storage) -> None:
+    rounds = 4 if wiring.is_remote else 20
     with storage.exclusive("set/"):
         put(storage, "set/one", b"1")
     notes = [bytes([65 + number]) * 50_000 for number in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        for note in itertools.chain.from_iterable([notes] * 20):
+        for note in itertools.chain.from_iterable([notes] * rounds):
             pool.submit(storage.save_cache, "set/", note)
-        seen = [storage.load_cache("set/") for _ in range(50)]
+        seen = [storage.load_cache("set/") for _ in range(2 * rounds)]
     assert set(seen) <= {None, *notes}
     assert storage.load_cache("set/") in notes
 
@@ -390,5 +434,6 @@ def test_closing_twice_is_harmless(storage: Storage) -> None:
 
 
 def test_every_url_has_one_scheme() -> None:
-    for url, name in (("/a/b", "local"), ("a", "local"), ("file:///a", "local"), ("memory://", "memory")):
+    local = (("/a/b", "local"), ("a", "local"), ("file:///a", "local"), ("memory://", "memory"))
+    for url, name in (*local, ("s3://a/b", "s3"), ("sftp://a@b:1/c", "sftp")):
         assert [scheme.name for scheme in SCHEMES.values() if scheme.matches(url)] == [name]
