@@ -40,6 +40,8 @@ The message is one line: what is wrong, where, and what to do about it.
         MountPointError                72   not a folder, not empty, already in use
       AccessDeniedError                77
       StorageError                     78   the storage of the images failed
+      PlanError                        80   a plan that makes no sense
+      PlanBusyError                    81   another run of the same plan is under way
       InterruptedByUserError          130
 """
 
@@ -282,6 +284,20 @@ class StorageError(MountfsError):
     """The storage that holds the images failed."""
 
     exit_code = 78
+
+
+class PlanError(MountfsError):
+    """A plan makes no sense; the message names file, line and column."""
+
+    errno = _errno.EINVAL
+    exit_code = 80
+
+
+class PlanBusyError(MountfsError):
+    """Another run of the same plan is under way."""
+
+    errno = _errno.EBUSY
+    exit_code = 81
 
 
 class InterruptedByUserError(MountfsError):

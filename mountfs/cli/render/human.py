@@ -118,6 +118,15 @@ class HumanRenderer:
         self._messages.write(f"{safe_text(question)} [y/N] ", end="")
         return self._answers.readline().strip().casefold() in {"y", "yes"}
 
+    def ask(self, question: Text, default: Text = "") -> str:
+        """See `Renderer`."""
+        known = safe_text(default)
+        if not (is_terminal(self._answers) and self._messages.is_terminal):
+            return known
+        shown = f" [{known}]" if known else ""
+        self._messages.write(f"{safe_text(question)}{shown}: ", end="")
+        return self._answers.readline().strip() or known
+
     def _out(self, line: str) -> None:
         if self._live and self._output.is_terminal:
             self._live[-1].print_above(line)

@@ -75,3 +75,7 @@ class Renderer(Protocol):
     def confirm(self, question: Text) -> bool:
         """Ask a person; False when there is none, or for any answer but yes."""
         ...
+
+    def ask(self, question: Text, default: Text = "") -> str:
+        """Ask a person for a line; ``default`` for an empty one, and when there is nobody to ask."""
+        ...
