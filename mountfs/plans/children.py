@@ -93,9 +93,8 @@ def _listen(
     while stream is not None and (line := stream.readline(_MAX_LINE)):
         event = _event(line) if program else None
         match event:
-            case {"type": "progress", "done": int(done), "label": str(label)}:
-                total = event.get("total")
-                progress(done, total if isinstance(total, int) else None, label)
+            case {"type": "progress", "done": int(done), "label": str(label), "total": int() | None as total}:
+                progress(done, total, label)
             case {"type": "warning", "message": str(said)}:
                 warnings = [*warnings, redacted(said)][:_MAX_TOLD]
             case {"type": "error", "message": str(said)}:

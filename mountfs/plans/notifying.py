@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mountfs.plans.records import RunRecord
 
 _WANTED = {"failure": {"failed", "interrupted"}, "warning": {"failed", "interrupted", "warning"}}
-_KINDS = {"ok": "success", "warning": "warning"}
+_KINDS = {"ok": "SUCCESS", "warning": "WARNING"}
 _MAX_FILE = 1 << 16
 
 
@@ -36,14 +36,14 @@ def notify_all(notify: Notify, record: RunRecord, title: str, body: str) -> tupl
     except ImportError:
         return (*problems, "nobody was notified: install the library with pip install mountfs[notify]")
     _silence()
-    kind = _KINDS.get(record.outcome, "failure")
+    kind = _KINDS.get(record.outcome, "FAILURE")
     for number, url in enumerate(urls, 1):
         what = f"notification {number} ({_scheme(url)})"
         try:
             teller = apprise.Apprise()
             if not teller.add(url):
                 problems = (*problems, f"{what}: Apprise does not understand this URL")
-            elif not teller.notify(title=title, body=body, notify_type=apprise.NotifyType(kind)):
+            elif not teller.notify(title=title, body=body, notify_type=getattr(apprise.NotifyType, kind)):
                 problems = (*problems, f"{what} could not be delivered")
         except Exception as error:  # noqa: BLE001 (a plug-in of a library: a backup must not fail with it)
             problems = (*problems, f"{what} failed: {type(error).__name__}")

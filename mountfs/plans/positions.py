@@ -68,6 +68,7 @@ class _Scanner:
         self._at += 2 if many else 1
         path: Path = ()
         for name in names[:-1]:
+            self.found.setdefault((*path, name), start)
             path = self._within((*path, name))
         path = (*path, names[-1])
         self.found.setdefault(path, start)

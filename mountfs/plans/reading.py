@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from imageformat.errors import PlanError
@@ -239,7 +239,8 @@ class _Reader:
             if not getattr(entry, name):
                 self._wrong((*path, name), f"'{name}' names none")
 
-    def _wrong(self, path: KeyPath, what: str, known: Iterable[str] = (), name: str = "") -> Any:  # noqa: ANN401 (it never returns)
+    def _wrong(self, path: KeyPath, what: str, known: Iterable[str] = (), name: str = "") -> NoReturn:
+        """Say what is wrong at a key, and which key may be meant; where it is not there, at what holds it."""
         if self._positions is None:
             self._positions = key_positions(self._text)
         place = next(

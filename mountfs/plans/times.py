@@ -1,8 +1,8 @@
 """When a plan is due. Pure: a plan's schedule, its last runs and a moment in; moments out.
 
-A moment is a whole number of seconds since 1970, UTC. A time of day is one on the wall of the plan's zone: what
-a change of the clocks repeats happens the first time, and what it leaves out happens as the clocks change. An
-hour of the schedule is a real one: the hour that is repeated is two.
+A moment is a whole number of seconds since 1970, UTC. A time of day is one on the wall of the plan's zone:
+what a change of the clocks repeats happens the first time, and what it leaves out happens as the clocks
+change. An hour of the schedule is a real one: the hour that is repeated is two.
 """
 
 from __future__ import annotations
@@ -168,9 +168,9 @@ def due(
     """Return the strongest run that is due; None when none is.
 
     An entry is due from each of its moments until a good run of its strength, or a greater one, started after
-    it. However many moments were missed, that is one run; without ``catch_up`` none. After a run that failed it
-    is due again when ``retry`` has passed, or with its next moment when that is zero. Runs that are said to
-    start in the future, by a clock that was wrong, do not count.
+    it. However many moments were missed, that is one run; without ``catch_up`` none. After a run that failed
+    it is due again when ``retry`` has passed, or with its next moment when that is zero. Runs that are said
+    to start in the future, by a clock that was wrong, do not count.
     """
     past = [run for run in runs if run.started <= now + SKEW_S]
     for entry in sorted(schedule, key=lambda entry: -strength(entry.type)):
@@ -219,9 +219,10 @@ def late_since(
     known_since: int,
     allowed: int,
 ) -> int | None:
-    """Return since when a plan is late: the first moment that no good run answered within ``allowed`` seconds.
+    """Return since when a plan is late: the first moment that no good run answered within ``allowed``.
 
-    ``known_since`` is when the plan came into being: before it nothing was to be done. None: it is not late.
+    That is in seconds. ``known_since`` is when the plan came into being: before it nothing was to be done.
+    None: it is not late.
     """
     past = [run for run in runs if run.good and run.started <= now + SKEW_S]
     found = []
