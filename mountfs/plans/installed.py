@@ -57,7 +57,7 @@ def files_of(plan: Plan, way: str, command: Sequence[str], now: datetime | None 
             service = systemd_service(plan, command, user=not is_administrator())
             return {f"{name}.service": service, f"{name}.timer": systemd_timer(plan)}
         case "cron":
-            return {"crontab": "\n".join(cron_lines(plan, command)) + "\n"}
+            return {f"{unit_name(plan)}.cron": "\n".join(cron_lines(plan, command)) + "\n"}
         case _:
             moment = now or datetime.now(UTC).astimezone()
             return {f"{unit_name(plan)}.xml": windows_task(plan, command, moment)}
@@ -81,10 +81,11 @@ def install(plan: Plan, way: str, command: Sequence[str], into: Path | None = No
             _systemctl("enable", "--now", f"{unit_name(plan)}.timer")
             return [*done, f"enabled {unit_name(plan)}.timer"]
         case "cron":
+            lines = next(iter(files.values()))
             before = without_cron_lines(_crontab(), plan.name)
             gap = "\n" if before and not before.endswith("\n") else ""
-            _run(["crontab", "-"], before + gap + files["crontab"])
-            return [f"added {len(files['crontab'].splitlines()) - 2} lines to the crontab"]
+            _run(["crontab", "-"], before + gap + lines)
+            return [f"added {len(lines.splitlines()) - 2} lines to the crontab"]
         case _:
             return [_create_task(plan, next(iter(files.values())))]
 
@@ -99,7 +100,7 @@ def remove(plan_name: str, way: str, into: Path | None = None) -> list[str]:
     name = f"mountfs-plan-{plan_name}"
     if into is not None or way == "systemd":
         folder = into or _units()
-        ours = [folder / f"{name}{suffix}" for suffix in (".timer", ".service", ".xml")]
+        ours = [folder / f"{name}{suffix}" for suffix in (".timer", ".service", ".cron", ".xml")]
         found = [path for path in ours if path.exists()]
         for path in found:
             _check_ours(path)
@@ -174,7 +175,7 @@ def _run(words: Sequence[str], given: str | None = None) -> None:
 def _write(path: Path, text: str, way: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.name != "crontab":
+        if path.exists():
             _check_ours(path)
         part = path.with_name(f".{path.name}.part")
         part.write_bytes(text.encode("utf-16" if way == "windows" else "utf-8"))

@@ -6,6 +6,7 @@ The URLs hold passwords: of each, nothing but its kind and its number is ever sa
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,13 +39,17 @@ def notify_all(notify: Notify, record: RunRecord, title: str, body: str) -> tupl
     _silence()
     kind = _KINDS.get(record.outcome, "FAILURE")
     for number, url in enumerate(urls, 1):
-        what = f"notification {number} ({_scheme(url)})"
+        what = f"notification {number}"
         try:
-            teller = apprise.Apprise()
-            if not teller.add(url):
-                problems = (*problems, f"{what}: Apprise does not understand this URL")
-            elif not teller.notify(title=title, body=body, notify_type=getattr(apprise.NotifyType, kind)):
-                problems = (*problems, f"{what} could not be delivered")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # those of the library are for its authors
+                teller = apprise.Apprise()
+                if not teller.add(url):
+                    problems = (*problems, f"{what}: Apprise does not understand this URL")
+                    continue
+                what = f"{what} ({url.partition('://')[0]})"
+                if not teller.notify(title=title, body=body, notify_type=getattr(apprise.NotifyType, kind)):
+                    problems = (*problems, f"{what} could not be delivered")
         except Exception as error:  # noqa: BLE001 (a plug-in of a library: a backup must not fail with it)
             problems = (*problems, f"{what} failed: {type(error).__name__}")
     return problems
@@ -69,8 +74,3 @@ def _silence() -> None:
         logger = logging.getLogger(name)
         logger.handlers = [logging.NullHandler()]
         logger.propagate = False
-
-
-def _scheme(url: str) -> str:
-    scheme = url.partition("://")[0]
-    return scheme if "://" in url and scheme.isalnum() and len(scheme) <= 16 else "not a URL"
