@@ -85,7 +85,9 @@ def show_steps(out: Renderer, plan: Plan, type_: str) -> None:
 def conclude(out: Renderer, history: History, record: RunRecord) -> int:
     """Say how a run went, and return the exit code."""
     page = history.folder / f"{record.id}.html"
-    out.result({"ran": True, **msgspec.to_builtins(record), "report": str(page)})
+    facts = msgspec.to_builtins(record)
+    kind = facts.pop("type")
+    out.result({"ran": True, "run": kind, **facts, "report": str(page)})
     for warning in record.warnings:
         out.warning(warning)
     spent = (record.ended or record.started) - record.started
