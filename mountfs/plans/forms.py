@@ -106,6 +106,13 @@ TIME = Form('a time of day: "02:00"', _time, '"02:00"')
 COMMAND = Form('a command for the shell, or a list of words: ["sync", "-f", "/data"]', _command, '"sync"')
 
 
+COMMANDS = Form(
+    'a command for the shell, or a list of commands; one as words is a list in it: [["sync", "-f", "/data"]]',
+    lambda value: tuple(map(_command, value if isinstance(value, list) else [value])),
+    '["sync"]',
+)
+
+
 def count(least: int, most: int) -> Form:
     """Return the form of a whole number in these bounds, both included."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mountfs.plans.forms import (
     BUDGET,
     COMMAND,
+    COMMANDS,
     DAYS,
     FLAG,
     KEPT_SPAN,
@@ -148,11 +149,9 @@ class Verify:
 class Hooks:
     """Commands of yours around a run."""
 
-    before: tuple[Command, ...] = key(
-        many(COMMAND), "First of all; nothing else runs when one fails.", (), "none"
-    )
-    after: tuple[Command, ...] = key(many(COMMAND), "Last, however it went.", (), "none")
-    failed: tuple[Command, ...] = key(many(COMMAND), "Last, when a step failed.", (), "none")
+    before: tuple[Command, ...] = key(COMMANDS, "First of all; nothing else runs when one fails.", (), "none")
+    after: tuple[Command, ...] = key(COMMANDS, "Last, however it went.", (), "none")
+    failed: tuple[Command, ...] = key(COMMANDS, "Last, when a step failed.", (), "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

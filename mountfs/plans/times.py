@@ -26,6 +26,8 @@ GRACE_S = 3600
 """A run that starts so much later was not missed."""
 EARLIEST, LATEST = 0, 7_980_000_000
 """1970 and 2222: whatever a clock says, it is taken to be between them."""
+_SHOWN = 60_000_000_000
+"""Beyond it there are no dates."""
 _LONGEST_DAYS = 740
 """No two moments of one entry are further apart."""
 
@@ -237,5 +239,7 @@ def late_since(
 
 def as_text(moment: int, zone: tzinfo | None) -> str:
     """Return a moment as ISO 8601 with the offset of the plan's zone."""
+    if abs(moment) > _SHOWN:
+        return f"{moment} s"
     shown = datetime.fromtimestamp(moment, UTC).astimezone(zone)
     return shown.isoformat(timespec="seconds")

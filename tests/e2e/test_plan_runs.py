@@ -103,6 +103,7 @@ def test_a_disk_is_imaged_again_and_again_and_old_points_go(place: Place) -> Non
     mountfs("verify", place.repository, env=place.env())
 
 
+@pytest.mark.nightly
 def test_what_is_due_is_run_and_what_was_missed_is_caught_up_once(place: Place) -> None:
     require_tool("faketime")
     place.plan('template = "grandfather-father-son"\nzone = "Europe/Berlin"\n[retention]\n')
@@ -133,7 +134,8 @@ def wait_until(what: Any) -> None:
 
 
 def test_a_second_run_ends_at_once_and_a_killed_one_leaves_nothing_in_the_way(tmp_path: Path) -> None:
-    place = Place(tmp_path, 6 << 20)
+    place = Place(tmp_path)
+    place.disk.write_bytes(place.disk.read_bytes() * 20)
     place.plan(DAILY + "[limits]\nrate = 1\n")
     running = place.started("plan", "run", "laptop")
     wait_until(lambda: place.records() and place.records()[-1]["steps"][0]["outcome"] == "running")
@@ -159,7 +161,8 @@ def test_a_second_run_ends_at_once_and_a_killed_one_leaves_nothing_in_the_way(tm
 
 
 def test_a_run_that_is_told_to_stop_stops_its_step_and_says_so(tmp_path: Path) -> None:
-    place = Place(tmp_path, 6 << 20)
+    place = Place(tmp_path)
+    place.disk.write_bytes(place.disk.read_bytes() * 20)
     place.plan(DAILY + '[hooks]\nafter = "touch after"\n[limits]\nrate = 1\n')
     running = place.started("plan", "run", "laptop")
     wait_until(lambda: place.records() and place.records()[-1]["steps"][0]["outcome"] == "running")
@@ -211,10 +214,11 @@ def test_a_state_folder_that_is_full_is_said_before_anything_is_done(place: Plac
     assert not place.repository.exists()
 
 
+@pytest.mark.nightly
 def test_hooks_run_around_all_and_a_failing_one_stops_it(place: Place) -> None:
     log = place.folder / "log"
     place.plan(
-        DAILY + f'[hooks]\nbefore = "echo before >>{log}"\nafter = ["sh", "-c", "echo after >>{log}"]\n'
+        DAILY + f'[hooks]\nbefore = "echo before >>{log}"\nafter = [["sh", "-c", "echo after >>{log}"]]\n'
     )
     assert set(outcomes(place.run("plan", "run", "laptop")).values()) == {"ok"}
     assert log.read_text() == "before\nafter\n"
@@ -223,10 +227,11 @@ def test_hooks_run_around_all_and_a_failing_one_stops_it(place: Place) -> None:
     assert outcomes(ran) == {"before 1": "failed", "backup disk": "skipped", "failed 1": "ok"}
     assert ran.facts["steps"][0]["message"] == "broken"
     assert "broken" in ran.err
-    place.plan(DAILY + '[hooks]\nbefore = ["no-such-program-here"]\n', "c")
+    place.plan(DAILY + '[hooks]\nbefore = [["no-such-program-here"]]\n', "c")
     assert "cannot be started" in place.run("plan", "run", "c", code=1).facts["steps"][0]["message"]
 
 
+@pytest.mark.nightly
 def test_one_source_that_fails_does_not_keep_the_others_away(place: Place) -> None:
     place.plan()
     text = (place.plans / "laptop.toml").read_text()
@@ -268,6 +273,7 @@ def test_status_tells_late_unproven_and_lacking_copies_apart(place: Place) -> No
 
 
 @pytest.mark.root
+@pytest.mark.nightly
 def test_another_file_system_is_another_copy(place: Place, small: Path) -> None:
     place.repository = small / "repo"
     place.disk.write_bytes(bytes(1 << 20))
@@ -297,15 +303,9 @@ def test_a_plan_from_its_beginning_to_its_end(place: Place) -> None:
         ["mountfs", "retention"],
     ]
     assert len(place.run("plan", "next", "--count", "7").facts["runs"]) == 7
-    units = place.folder / "units"
-    for way, files in (("systemd", 2), ("cron", 1), ("windows", 1)):
+    for way, files in (("systemd", 2), ("windows", 1)):
         told = place.run("plan", "install", "own", "--as", way, "--dry-run").facts
         assert len(told["files"]) == files
-        place.run("plan", "install", "own", "--as", way, "--into", str(units))
-        assert len(list(units.iterdir())) == files
-        place.run("plan", "remove", "own", "--as", way, "--into", str(units))
-        assert list(units.iterdir()) == []
-    place.run("plan", "install", code=2)
     (place.plans / "bad.toml").write_text("sources = 3\n")
     assert "bad.toml:1:1: " in place.run("plan", "check", "bad", code=80).err
     listed = place.run("plan", "list").facts["plans"]
@@ -316,6 +316,7 @@ def test_a_plan_from_its_beginning_to_its_end(place: Place) -> None:
     assert shown.out.decode().startswith(f"mountfs backup {place.disk} {place.repository} --set disk\n")
 
 
+@pytest.mark.nightly
 def test_the_wake_up_that_is_installed_runs_the_plan(place: Place) -> None:
     place.plan()
     units = place.folder / "units"
@@ -324,12 +325,14 @@ def test_the_wake_up_that_is_installed_runs_the_plan(place: Place) -> None:
         line for line in (units / "mountfs-plan-laptop.cron").read_text().splitlines() if line[0] != "#"
     )
     command = line.split(maxsplit=5)[5].replace("\\%", "%")
-    for expected in (1, 1):
+    for _ in range(2):
         subprocess.run(["sh", "-c", command], check=True, env=place.env(), capture_output=True, cwd="/")
-        assert len(place.records()) == expected
-    assert place.points() == ["full"]
+        assert len(place.records()) == 1
+    assert place.run("plan", "remove", "laptop", "--as", "cron", "--into", str(units)).facts["done"]
+    assert list(units.iterdir()) == []
 
 
+@pytest.mark.nightly
 def test_only_so_many_runs_are_remembered(place: Place) -> None:
     place.plan(DAILY + '[reports]\nkeep = 2\n[hooks]\nbefore = "exit 1"\n')
     for _ in range(3):
@@ -340,6 +343,7 @@ def test_only_so_many_runs_are_remembered(place: Place) -> None:
     assert suffixes == [".html", ".html", ".json", ".json", ".txt", ".txt"]
 
 
+@pytest.mark.nightly
 def test_a_failure_is_notified_and_its_secret_is_nowhere(place: Place) -> None:
     secret = "hunter2secret"
     place.plan(DAILY + f'[hooks]\nbefore = "exit 1"\n[notify]\nurls = "json://user:{secret}@127.0.0.1:9/"\n')
