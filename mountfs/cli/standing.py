@@ -131,7 +131,8 @@ def _device(path: str, *, content: bool) -> int | None:
         status = Path(path).stat()
     except (OSError, ValueError):
         return None
-    return (status.st_rdev or status.st_dev) if content else status.st_dev
+    own = getattr(status, "st_rdev", 0) if content else 0  # Windows has none
+    return own or status.st_dev
 
 
 def _last_copied(records: Sequence[RunRecord], to: str) -> int | None:

@@ -11,14 +11,21 @@ _POWER = Path("/sys/class/power_supply")
 _ROUTES = (Path("/proc/net/route"), Path("/proc/net/ipv6_route"))
 
 
-def on_battery(power: Path = _POWER) -> bool:
-    """Whether this machine runs on battery; no when that cannot be told."""
-    if sys.platform == "win32":
-        return _windows_on_battery()
-    supplies = [(_read(supply / "type"), _read(supply / "online")) for supply in _folders(power)]
-    mains = [online for kind, online in supplies if kind in {"Mains", "USB"}]
-    discharging = any(_read(supply / "status") == "Discharging" for supply in _folders(power))
-    return discharging and "1" not in mains
+if sys.platform == "win32":
+
+    def on_battery() -> bool:
+        """Whether this machine runs on battery: ``GetSystemPowerStatus``, whose first byte is 0 then."""
+        status = (ctypes.c_ubyte * 12)()
+        return bool(ctypes.WinDLL("kernel32").GetSystemPowerStatus(status)) and status[0] == 0
+
+else:
+
+    def on_battery(power: Path = _POWER) -> bool:
+        """Whether this machine runs on battery; no when that cannot be told."""
+        supplies = [(_read(supply / "type"), _read(supply / "online")) for supply in _folders(power)]
+        mains = [online for kind, online in supplies if kind in {"Mains", "USB"}]
+        discharging = any(_read(supply / "status") == "Discharging" for supply in _folders(power))
+        return discharging and "1" not in mains
 
 
 def has_network(routes: tuple[Path, ...] = _ROUTES) -> bool:
@@ -45,11 +52,3 @@ def _read(path: Path) -> str:
     with contextlib.suppress(OSError):
         return path.read_text("ascii", "replace").strip()
     return ""
-
-
-def _windows_on_battery() -> bool:
-    """Ask Windows: ``GetSystemPowerStatus``, whose first byte is 0 on battery and 1 on mains."""
-    status = (ctypes.c_ubyte * 12)()
-    if sys.platform == "win32" and ctypes.WinDLL("kernel32").GetSystemPowerStatus(status):
-        return status[0] == 0
-    return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,7 @@ _PATIENCE_S = 60
 
 def default_way() -> str:
     """Return how plans are woken on this machine."""
-    if sys.platform == "win32":
+    if os.name == "nt":
         return "windows"
     return "systemd" if Path("/run/systemd/system").is_dir() else "cron"
 

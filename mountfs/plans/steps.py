@@ -94,7 +94,7 @@ def _image_steps(plan: Plan, type_: str, made: _Steps, before: Sequence[str]) ->
         if plan.verify.budget is not None
     ]
     copies = [
-        made.add(f"copy {copy.to}", "copy", plan.repository, copy.to, needs=(*before, *proofs))
+        made.add(f"copy {copy.to}", "copy", *_copy_words(plan, copy.to), needs=(*before, *proofs))
         for copy in plan.copies
     ]
     if plan.retention.has_rules:
@@ -127,6 +127,15 @@ def _backup_words(plan: Plan, source: Source, type_: str) -> Iterator[str]:
         yield from ("--exclude", pattern)
     yield from _backup_options(backup)
     yield from _threads(plan)
+    if plan.limits.rate is not None:
+        yield from ("--rate-limit", str(plan.limits.rate))
+
+
+def _copy_words(plan: Plan, to: str) -> Iterator[str]:
+    """Name the sets: the repository may have others, of other plans."""
+    yield from (plan.repository, to)
+    for source in plan.sources:
+        yield from ("--set", source.set)
     if plan.limits.rate is not None:
         yield from ("--rate-limit", str(plan.limits.rate))
 

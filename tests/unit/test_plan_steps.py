@@ -83,7 +83,7 @@ def test_a_plan_is_the_commands_that_one_would_type() -> None:
         + options.format(" --exclude '*.tmp'"),
         LIMITED + "mountfs verify /backups/a --budget 20GiB --threads 2",
         LIMITED + "mountfs verify /backups/b-c --budget 20GiB --threads 2",
-        LIMITED + "mountfs copy /backups/ /mnt/nas",
+        LIMITED + "mountfs copy /backups/ /mnt/nas --set a --set b-c --rate-limit 20",
         LIMITED + f"mountfs retention /backups/a {kept}",
         LIMITED + f"mountfs retention /backups/b-c {kept}",
         "mail",
