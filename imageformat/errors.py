@@ -39,6 +39,7 @@ The message is one line: what is wrong, where, and what to do about it.
         FuseUnavailableError           71
         MountPointError                72   not a folder, not empty, already in use
       AccessDeniedError                77
+        CredentialsError               79   expired, unknown or missing: renew them and try again
       StorageError                     78   the storage of the images failed
       PlanError                        80   a plan that makes no sense
       PlanBusyError                    81   another run of the same plan is under way
@@ -278,6 +279,12 @@ class AccessDeniedError(MountfsError):
 
     errno = _errno.EACCES
     exit_code = 77
+
+
+class CredentialsError(AccessDeniedError):
+    """The credentials for a remote storage are missing, unknown or expired; others may do."""
+
+    exit_code = 79
 
 
 class StorageError(MountfsError):

@@ -202,6 +202,10 @@ class Repository:
         """Return the files that lie in no set: beside the folders of a repository."""
         return self._objects("")
 
+    def files(self, prefix: str) -> list[ObjectInfo]:
+        """Return all files of a folder, whatever they are; none when there is no such folder."""
+        return self._objects(prefix)
+
     def _objects(self, prefix: str) -> list[ObjectInfo]:
         try:
             return list(self.storage.objects(prefix))

@@ -19,11 +19,13 @@ from imageformat.formats import is_listed, is_ours, unlisted_suffixes
 from imageformat.repository import NO_ACCESS, Access, ImageSet, Point, Repository
 from imageformat.siblings import NamedFile
 from imageformat.storage.local import LocalStorage, read_error
+from imageformat.storage.places import is_remote, open_storage, parent_of, split_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from imageformat.errors import MountfsError
+    from imageformat.storage import Storage
 
 LATEST = "latest"
 _MOST_NAMED = 10
@@ -94,11 +96,15 @@ def place_names(sets: Sequence[ImageSet]) -> list[str]:
 
 
 def open_location(path: str, *, capacity: int | None = None, access: Access = NO_ACCESS) -> Location:
-    """Find out what ``path`` is and open it; the caller closes the repository.
+    """Find out what ``path`` is, also the address of a remote place, and open it.
+
+    The caller closes the repository.
 
     Raises:
-        NotFoundError, AccessDeniedError
+        NotFoundError, AccessDeniedError; of a remote place also UsageError, StorageError
     """
+    if is_remote(path):
+        return _open_remote(path, capacity, access)
     place = Path(path)
     try:
         place = place.resolve(strict=True)
@@ -118,6 +124,44 @@ def _open_file(place: Path, capacity: int | None, access: Access) -> Location:
     storage = LocalStorage(folder.parent)
     repository = Repository(storage, only_set=folder.name, also=key, capacity=capacity, access=access)
     return Location(repository, folder.name, key)
+
+
+def _open_remote(address: str, capacity: int | None, access: Access) -> Location:
+    """Find out what lies at a remote address: one image, a set, or a repository."""
+    above, name = parent_of(address)
+    storage = open_storage(above)
+    try:
+        names = _names_in(storage, f"{name}/" if name else "")
+        is_file = bool(name) and not names and storage.holds(name, "")
+    except BaseException:
+        storage.close()
+        raise
+    if any(map(is_ours, names)) or (any(map(is_listed, names)) and not _has_sets(address)):
+        repository = Repository(storage, only_set=name, capacity=capacity, access=access)
+        return Location(repository, name, None)
+    storage.close()
+    if is_file:
+        top, folder = parent_of(above)
+        key = f"{folder}/{name}" if folder else name
+        inside = Repository(open_storage(top), only_set=folder, also=key, capacity=capacity, access=access)
+        return Location(inside, folder, key)
+    return Location(Repository(open_storage(address), capacity=capacity, access=access), None, None)
+
+
+def _names_in(storage: Storage, prefix: str) -> list[str]:
+    try:
+        return [stored.key.removeprefix(prefix) for stored in storage.objects(prefix)]
+    except NotFoundError:
+        return []
+
+
+def _has_sets(address: str) -> bool:
+    """Tell whether a folder of a remote place has a folder with images of our own format."""
+    storage = open_storage(address)
+    try:
+        return any(any(map(is_ours, _names_in(storage, f"{name}/"))) for name in storage.folders())
+    finally:
+        storage.close()
 
 
 def named_files(paths: Sequence[str]) -> tuple[NamedFile, ...]:
@@ -173,11 +217,15 @@ def opened_location(path: str, *, capacity: int | None = None) -> Iterator[Locat
 
 
 def split_selector(text: str, exists: Callable[[str], bool]) -> tuple[str, str | None]:
-    """Split ``PATH@POINT``. A path that exists as it stands is never split."""
-    if exists(text) or "@" not in text:
+    """Split ``PATH@POINT``. A path that exists as it stands is never split.
+
+    In the path of a remote address, each ``@`` and each colon divides: what is there cannot be asked.
+    """
+    server, rest = split_address(text)
+    if "@" not in rest or (not server and exists(text)):
         return text, None
-    path, _, selector = text.rpartition("@")
-    return path, selector
+    path, _, selector = rest.rpartition("@")
+    return server + path, selector
 
 
 def split_image_path(text: str, exists: Callable[[str], bool]) -> tuple[str, str | None, str | None]:
@@ -186,6 +234,10 @@ def split_image_path(text: str, exists: Callable[[str], bool]) -> tuple[str, str
     The first colon whose left side names something that exists divides, so that colons in file names, in
     times and behind drive letters do no harm.
     """
+    server, rest = split_address(text)
+    if server:
+        path, selector, inner = split_image_path(rest, lambda path: "@" not in path)
+        return server + path, selector, inner
     positions = [match.start() for match in re.finditer(":", text)] + [len(text)]
     for position in positions:
         path, selector = split_selector(text[:position], exists)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from support import servers
 from support.leftovers import SESSION, Leftovers, find_leftovers, remove_leftovers
 from support.requirements import in_ci, require_fuse, require_root, shared_data_folder
 
@@ -56,6 +57,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     """Fail the run when a loop device, a mount or a process is left of it."""
+    servers.end_all()
     yield
     if _is_worker(session.config):
         return

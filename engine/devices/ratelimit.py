@@ -13,6 +13,32 @@ if TYPE_CHECKING:
     from imageformat.extent import Extent
 
 
+class RateLimit:
+    """Lets ``bytes_per_second`` pass at most, over any second or longer. Thread-safe."""
+
+    def __init__(
+        self,
+        bytes_per_second: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._rate = bytes_per_second
+        self._clock = clock
+        self._sleep = sleep
+        self._free_at = clock()
+        self._lock = threading.Lock()
+
+    def pay(self, size: int) -> None:
+        """Wait until what passed before is paid for; ``size`` bytes pass then."""
+        with self._lock:
+            now = self._clock()
+            start = max(self._free_at, now)  # time in which nothing passed is not saved up
+            self._free_at = start + size / self._rate
+        if start > now:
+            self._sleep(start - now)
+
+
 class RateLimited:
     """Reads ``source`` at ``bytes_per_second`` at most, over any second or longer. Thread-safe.
 
@@ -28,27 +54,15 @@ class RateLimited:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._source = source
-        self._rate = bytes_per_second
-        self._clock = clock
-        self._sleep = sleep
-        self._free_at = clock()
-        self._lock = threading.Lock()
+        self._limit = RateLimit(bytes_per_second, clock=clock, sleep=sleep)
         self.size = source.size
         self.block_size = source.block_size
         self.sector_size = source.sector_size
 
     def pread(self, offset: int, size: int) -> bytes:
         """See `BlockDevice.pread`; waits until what was read before is paid for."""
-        self._pay(size)
+        self._limit.pay(size)
         return self._source.pread(offset, size)
-
-    def _pay(self, size: int) -> None:
-        with self._lock:
-            now = self._clock()
-            start = max(self._free_at, now)  # time in which nothing was read is not saved up
-            self._free_at = start + size / self._rate
-        if start > now:
-            self._sleep(start - now)
 
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
         """See `BlockDevice.extents`."""

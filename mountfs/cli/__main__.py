@@ -37,6 +37,7 @@ COMMANDS = {
     "verify": "Prove every block; name every damaged file.",
     "restore": "Write a point to a disk, a partition or a file.",
     "convert": "Turn any readable image into another format.",
+    "copy": "Copy images to a folder, an S3 server or another machine.",
     "merge": "Fold neighbouring points into the youngest of them.",
     "delete": "Take a point out of a set, wherever it stands.",
     "retention": "Delete the points that no rule keeps, or simulate it.",

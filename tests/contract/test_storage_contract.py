@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from uuid import uuid4
 
 import pytest
 
@@ -27,6 +28,7 @@ from imageformat.extent import Extent, ExtentKind
 from imageformat.plugins import discover
 from imageformat.storage import Storage, StorageScheme
 from imageformat.storage.memory import MemoryStorage
+from support import s3, sshd
 from support.content import noise
 from support.product import environment
 
@@ -84,12 +86,47 @@ class MemoryWiring:
         self.storage.publish(key, content, replace=True)
 
 
-WIRINGS: dict[str, Callable[[Path], Wiring]] = {"local": LocalWiring, "memory": MemoryWiring}
+@dataclass
+class S3Wiring:
+    place: Path
+    outlives_processes = True
+
+    def __post_init__(self) -> None:
+        self.bucket = s3.bucket()
+        self.url = f"{self.bucket.url}/{uuid4().hex}"
+
+    def open(self) -> Storage:
+        return SCHEMES["s3"].open(self.url)
+
+    def plant(self, key: str, content: bytes) -> None:
+        self.bucket.put(f"{self.url.rpartition('/')[2]}/{key}", content)
+
+
+@dataclass
+class SftpWiring:
+    place: Path
+    outlives_processes = True
+
+    def open(self) -> Storage:
+        return SCHEMES["sftp"].open(sshd.server().url(self.place))
+
+    def plant(self, key: str, content: bytes) -> None:
+        LocalWiring(self.place).plant(key, content)
+
+
+WIRINGS: dict[str, Callable[[Path], Wiring]] = {
+    "local": LocalWiring,
+    "memory": MemoryWiring,
+    "s3": S3Wiring,
+    "sftp": SftpWiring,
+}
 
 
 @pytest.fixture(params=sorted(SCHEMES))
-def wiring(request: pytest.FixtureRequest, tmp_path: Path) -> Wiring:
+def wiring(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wiring:
     assert request.param in WIRINGS, f"storage {request.param} needs a wiring in this file"
+    for server in {"s3": [s3], "sftp": [sshd]}.get(request.param, []):
+        server.use(monkeypatch)
     (tmp_path / "place").mkdir()
     return WIRINGS[request.param](tmp_path / "place")
 
@@ -390,5 +427,6 @@ def test_closing_twice_is_harmless(storage: Storage) -> None:
 
 
 def test_every_url_has_one_scheme() -> None:
-    for url, name in (("/a/b", "local"), ("a", "local"), ("file:///a", "local"), ("memory://", "memory")):
+    local = (("/a/b", "local"), ("a", "local"), ("file:///a", "local"), ("memory://", "memory"))
+    for url, name in (*local, ("s3://a/b", "s3"), ("sftp://a@b:1/c", "sftp")):
         assert [scheme.name for scheme in SCHEMES.values() if scheme.matches(url)] == [name]

@@ -11,6 +11,7 @@ import typer
 from imageformat import system
 from imageformat.errors import FuseUnavailableError, UsageError
 from imageformat.repository import NO_ACCESS, Access
+from imageformat.storage.places import is_remote
 from mountfs.adapters import MountAdapter, MountOptions, adapters_here
 from mountfs.cli.command import At, PointName, command, path
 from mountfs.cli.images import ImageName, parse_name
@@ -78,7 +79,8 @@ def run(
     """
     adapter = fuse_adapter(adapter_name)
     name = parse_name(place, point=point, at=at)
-    name = name._replace(path=str(Path(name.path).absolute()))
+    if not is_remote(name.path):
+        name = name._replace(path=str(Path(name.path).absolute()))
     options = MountOptions(
         mountpoint=adapter.place(mountpoint),
         source=name.path if name.selector is None else f"{name.path}@{name.selector}",

@@ -16,6 +16,7 @@ from imageformat.device import BlockDevice
 from imageformat.errors import MountfsError, NotConfirmedError, UnsupportedVolumeError, UsageError
 from imageformat.formats import listed_suffixes
 from imageformat.repository import Access, Point
+from imageformat.storage.places import is_remote
 from mountfs.cli.command import At, DiskNumber, PointName, Threads, Yes, command
 from mountfs.cli.images import disk_of, find_node, opened_point, parse_inner
 from mountfs.cli.render import Renderer, format_duration, format_size
@@ -122,6 +123,8 @@ def image_files(session: Session, chosen: Point, access: Access) -> list[str]:
     its name, files with the suffix of an image in its folder, and those that the user named for it.
     """
     storage = session.location.repository.storage
+    if is_remote(storage.url):
+        return [named.path for named in access.named]
     image_set = session.location.repository.image_set(chosen.set_name)
     keys = {point.key for point in image_set.points}
     if chosen.is_foreign:

@@ -24,6 +24,7 @@ from imageformat.errors import MountfsError, NotConfirmedError, NotFoundError, U
 from imageformat.repository import ImageSet, Repository
 from imageformat.selection import select_point
 from imageformat.storage.failures import read_error, write_error
+from imageformat.storage.places import is_remote
 from mountfs.cli.chart import svg_chart, text_chart
 from mountfs.cli.command import command
 from mountfs.cli.images import parse_name
@@ -167,7 +168,7 @@ def run(
         if location.key is not None:
             raise UsageError(f"{place} is one image; retention judges whole sets")
         sets = location.sets()
-        available, total = _space(location.repository)
+        available, total = _space(location.repository) if free is not None else (0, 0)
         policy = replace(
             policy,
             pinned=_pinned(sets, pin or ()),
@@ -207,6 +208,8 @@ def _interval(text: str) -> timedelta:
 
 def _space(repository: Repository) -> tuple[int, int]:
     """Return the bytes that are free where the images lie, and all of them."""
+    if is_remote(repository.storage.url):
+        raise UsageError(f"{repository.storage.url}: nobody tells how much is free there; leave out --free")
     place = Path(repository.storage.url)
     try:
         usage = shutil.disk_usage(place)
