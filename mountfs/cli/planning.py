@@ -195,9 +195,9 @@ def _doubts(plan: Plan) -> list[str]:
     for source in _sources(plan):
         if source.startswith(("/dev/sd", "/dev/nvme")):
             found.append(f"{source} can be another disk tomorrow; name it by /dev/disk/by-id/...")
-        if "://" not in source and not Path(source).exists():
+        if not Path(source).exists():
             found.append(f"{source} is not there now")
-    if plan.clone is None and "://" not in plan.repository and not Path(plan.repository).is_dir():
+    if plan.clone is None and not Path(plan.repository).is_dir():
         found.append(f"{plan.repository} is not there now; the first backup makes it")
     if plan.clone is None and not plan.retention.has_rules:
         found.append("no rule of [retention] is given: nothing is ever deleted")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from imageformat.errors import MountfsError, NotFoundError
 from imageformat.repository import Repository
-from imageformat.storage.local import LocalStorage
+from imageformat.storage.places import is_remote, open_storage
 from mountfs.cli.render import Column, format_size
 from mountfs.plans.health import CopyFacts, SetFacts, judge
 from mountfs.plans.times import as_text
@@ -52,10 +52,9 @@ def set_facts(plan: Plan, now: int) -> list[SetFacts]:
 
 
 def _points(place: str, set_name: str) -> Sequence[Point]:
-    folder = Path(place).absolute()
-    if not folder.is_dir():
-        raise NotFoundError(f"{folder}: no such folder; is it not mounted?")
-    repository = Repository(LocalStorage(folder))
+    if not is_remote(place) and not Path(place).is_dir():
+        raise NotFoundError(f"{place}: no such folder; is it not mounted?")
+    repository = Repository(open_storage(place))
     try:
         return repository.image_set(set_name).points
     finally:
@@ -88,37 +87,57 @@ def copy_facts(
 ) -> Iterator[CopyFacts]:
     """Yield the places that have the data: the sources, the repository, the copies.
 
-    A copy is current while the last run that copied to it well began not before the last point was made,
-    or not longer ago than a run may be late. One on the disk of another is none.
+    A copy is current while it has the newest points, or lacks them no longer than a run may be late. Folders
+    are looked at; of a remote place, what the last runs that copied to it said is believed. One on the file
+    system of another is none.
     """
     if plan.clone is not None:
         return
-    for source in plan.sources[:1]:
-        yield CopyFacts(
-            "the source" if len(plan.sources) == 1 else "the sources",
-            plan.source_media,
-            offsite=False,
-            current=True,
-        )
-        devices = {_device(source.path, content=True): "the source"}
-    whole = bool(sets) and all(entry.newest is not None and not entry.problem for entry in sets)
+    name = "the source" if len(plan.sources) == 1 else "the sources"
+    yield CopyFacts(name, plan.source_media, offsite=False, current=True)
+    devices = {_device(source.path, content=True): name for source in plan.sources}
+    whole = all(entry.newest is not None and not entry.problem for entry in sets)
     problem = "" if whole else "it lacks a sound point"
     yield _place(plan.repository, plan.media, devices, problem, offsite=False)
-    newest = max((entry.newest for entry in sets if entry.newest is not None), default=None)
     for copy in plan.copies:
-        copied = _last_copied(records, copy.to)
-        problem = ""
-        if copied is None:
-            problem = "no run has copied to it"
-        elif newest is not None and newest > copied and now - newest > plan.goals.late_after:
-            problem = "it lacks the newest points"
+        problem = _remote_lack(plan, records, copy.to, sets, now) if is_remote(copy.to) else ""
+        if not is_remote(copy.to):
+            problem = _local_lack(plan, copy.to, sets, now)
         yield _place(copy.to, copy.media, devices, problem, offsite=bool(copy.offsite))
+
+
+def _remote_lack(
+    plan: Plan, records: Sequence[RunRecord], to: str, sets: Sequence[SetFacts], now: int
+) -> str:
+    copied = _last_copied(records, to)
+    newest = max((entry.newest for entry in sets if entry.newest is not None), default=0)
+    if copied is None:
+        return "no run has copied to it"
+    return "it lacks the newest points" if _is_old(copied, newest, plan, now) else ""
+
+
+def _local_lack(plan: Plan, to: str, sets: Sequence[SetFacts], now: int) -> str:
+    """Say what a folder lacks of what the repository has; empty when nothing."""
+    for ours in sets:
+        try:
+            theirs = facts_of_points(ours.name, _points(to, ours.name), now, plan.goals.unproven_after)
+        except MountfsError as error:
+            return str(error)
+        if theirs.newest is None:
+            return f"it has no sound point of {ours.name}"
+        if _is_old(theirs.newest, ours.newest or 0, plan, now):
+            return f"it lacks the newest points of {ours.name}"
+    return ""
+
+
+def _is_old(held: int, newest: int, plan: Plan, now: int) -> bool:
+    return held < newest and now - newest > plan.goals.late_after
 
 
 def _place(
     place: str, media: str, devices: dict[int | None, str], problem: str, *, offsite: bool
 ) -> CopyFacts:
-    device = None if "://" in place else _device(place, content=False)
+    device = None if is_remote(place) else _device(place, content=False)
     if device is not None and device in devices and not problem:
         problem = f"it lies on the same file system as {devices[device]}"
     devices.setdefault(device, place)

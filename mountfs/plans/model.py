@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from imageformat.storage.places import is_remote
 from mountfs.plans.forms import (
     BUDGET,
     COMMAND,
@@ -92,9 +93,7 @@ class Timing:
         SPAN, 'After a failed run, try again so much later; `"0h"`: only when next due.', 3600, '`"1h"`'
     )
     on_battery: bool = key(FLAG, "Run on battery as well.", default=True)
-    network: bool | None = key(
-        FLAG, "Run only with a network.", None, "true where the repository or a copy is a URL"
-    )
+    network: bool | None = key(FLAG, "Run only with a network.", None, "true where a copy is remote")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,7 +242,7 @@ class Plan:
         """Whether a run makes no sense without one."""
         if self.timing.network is not None:
             return self.timing.network
-        return any("://" in place for place in (self.repository, *(copy.to for copy in self.copies)))
+        return any(is_remote(copy.to) for copy in self.copies)
 
     def set_place(self, source: Source) -> str:
         """Return how a command names the set of a source."""
@@ -258,7 +257,7 @@ def keys_of(section: type) -> dict[str, dataclasses.Field[Any]]:
 TOP: dict[str, tuple[Form, str, Any, str]] = {
     "description": (TEXT, "For people.", "", ""),
     "template": (TEXT, "Schedule and retention to use where the plan has none of its own.", "", ""),
-    "repository": (TEXT, "Where the images go.", "", ""),
+    "repository": (TEXT, "The folder where the images go.", "", ""),
     "media": (TEXT, "What the repository lies on, in a word of yours; for `status`.", "", '`"disk"`'),
     "source_media": (TEXT, "What the sources lie on, likewise.", "disk", ""),
     "exclude": (many(TEXT), "Files that are left out: paths or patterns.", (), ""),

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from imageformat.errors import PlanError
 from imageformat.storage.failures import read_error
+from imageformat.storage.places import is_remote
 from mountfs.plans.model import REQUIRED, SECTIONS, TABLES, TOP, Copy, Entry, Plan, Source, keys_of
 from mountfs.plans.positions import Position, key_positions
 from mountfs.plans.templates import TEMPLATES
@@ -206,6 +207,8 @@ class _Reader:
             for name, there in (("sources", plan.sources), ("repository", plan.repository)):
                 if not there:
                     self._wrong((), f"'{name}' is missing; a plan that clones has a section [clone]")
+            if is_remote(plan.repository):
+                self._wrong(("repository",), "images are made in a folder; a remote place is one of 'copies'")
         else:
             self._check_clone(content)
         if not plan.schedule:

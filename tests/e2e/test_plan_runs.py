@@ -273,14 +273,28 @@ def test_status_tells_late_unproven_and_lacking_copies_apart(place: Place) -> No
 
 
 @pytest.mark.root
-@pytest.mark.nightly
-def test_another_file_system_is_another_copy(place: Place, small: Path) -> None:
+def test_three_copies_on_two_media_in_two_places(place: Place, small: Path) -> None:
+    require_tool("faketime")
     place.repository = small / "repo"
-    place.disk.write_bytes(bytes(1 << 20))
-    place.plan()
-    place.run("plan", "run", "laptop")
-    health = place.run("status").facts["plans"][0]
-    assert [entry["current"] for entry in health["places"]] == [True, True]
+    place.disk.write_bytes(noise(7, 100_000).ljust(1 << 20, b"\0"))
+    other = place.folder / "other"
+    other.mkdir()
+    place.plan(DAILY + f'[[copies]]\nto = "{other}/copy"\nmedia = "usb"\noffsite = true\n', goals="")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", other], check=True)
+    try:
+        ran = place.run("plan", "run", "laptop")
+        assert outcomes(ran) == {"backup disk": "ok", f"copy {other}/copy": "ok"}
+        health = place.run("status").facts["plans"][0]
+        assert (health["copies"], health["media"], health["offsite"]) == (3, ["disk", "usb"], 1)
+        mountfs("verify", other / "copy", env=place.env())
+        place.change(2)
+        mountfs("backup", place.disk, place.repository, "--set", "disk", env=place.env())
+        found = place.run("status", code=86, prefix=("faketime", "-f", "+3d")).facts["plans"][0]
+        assert "it lacks the newest points of disk" in found["places"][2]["problem"]
+        shutil.rmtree(other / "copy")
+        assert "no such folder" in place.run("status", code=89).facts["plans"][0]["places"][2]["problem"]
+    finally:
+        subprocess.run(["umount", other], check=True)
 
 
 def test_a_plan_from_its_beginning_to_its_end(place: Place) -> None:

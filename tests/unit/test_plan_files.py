@@ -118,6 +118,7 @@ MISTAKES = [
     (SMALL + "zone = '../../etc/passwd'\n", "4:1", "no time zone known here"),
     (SMALL.replace("differential", "diferential"), "3:1", "do you mean 'differential'?"),
     (SMALL + "sources = []\n", "4:12", "Cannot overwrite a value"),
+    (SMALL.replace("/backups", "s3://b/c"), "2:1", "one of 'copies'"),
     ("repository = '/b'\n", "1:1", "'sources' is missing"),
     ("sources = '/dev/x'\n", "1:1", "'repository' is missing"),
     ("sources = '/dev/x'\nrepository = '/b'\n", "1:1", "no [[schedule]]"),
