@@ -42,6 +42,8 @@ The message is one line: what is wrong, where, and what to do about it.
       AccessDeniedError                77
         CredentialsError               79   expired, unknown or missing: renew them and try again
       StorageError                     78   the storage of the images failed
+      PlanError                        80   a plan that makes no sense
+      PlanBusyError                    81   another run of the same plan is under way
       InterruptedByUserError          130
 """
 
@@ -297,6 +299,20 @@ class StorageError(MountfsError):
     """The storage that holds the images failed."""
 
     exit_code = 78
+
+
+class PlanError(MountfsError):
+    """A plan makes no sense; the message names file, line and column."""
+
+    errno = _errno.EINVAL
+    exit_code = 80
+
+
+class PlanBusyError(MountfsError):
+    """Another run of the same plan is under way."""
+
+    errno = _errno.EBUSY
+    exit_code = 81
 
 
 class InterruptedByUserError(MountfsError):

@@ -43,6 +43,8 @@ COMMANDS = {
     "merge": "Fold neighbouring points into the youngest of them.",
     "delete": "Take a point out of a set, wherever it stands.",
     "retention": "Delete the points that no rule keeps, or simulate it.",
+    "plan": "Image disks by plan and schedule.",
+    "status": "Show whether all plans keep what they promise.",
     "doctor": "Show what works on this machine, and mend the rest.",
 }
 """In the order in which people need them; each summary fits on its line of the help."""

@@ -115,12 +115,14 @@ class HumanRenderer:
         """See `Renderer`."""
         return self.ask(f"{safe_text(question)} [y/N]").casefold() in {"y", "yes"}
 
-    def ask(self, question: Text) -> str:
+    def ask(self, question: Text, default: Text = "") -> str:
         """See `Renderer`."""
+        known = safe_text(default)
         if not (is_terminal(self._answers) and self._messages.is_terminal):
-            return ""
-        self._messages.write(f"{safe_text(question)} ", end="")
-        return self._answers.readline().strip()
+            return known
+        shown = f"{safe_text(question)} [{known}]" if known else safe_text(question)
+        self._messages.write(f"{shown} ", end="")
+        return self._answers.readline().strip() or known
 
     def _out(self, line: str) -> None:
         if self._live and self._output.is_terminal:

@@ -117,9 +117,9 @@ class JsonRenderer:
         """A program agrees by an option, never by an answer."""
         return False
 
-    def ask(self, question: Text) -> str:  # noqa: ARG002 (see `confirm`)
+    def ask(self, question: Text, default: Text = "") -> str:  # noqa: ARG002 (a program is never asked)
         """A program answers by an option."""
-        return ""
+        return safe_text(default)
 
     def emit_progress(self, told: Mapping[str, object]) -> None:
         """Write one line of progress; not with ``--quiet``."""

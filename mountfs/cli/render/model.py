@@ -76,6 +76,6 @@ class Renderer(Protocol):
         """Ask a person; False when there is none, or for any answer but yes."""
         ...
 
-    def ask(self, question: Text) -> str:
-        """Ask a person for a word; empty when there is none."""
+    def ask(self, question: Text, default: Text = "") -> str:
+        """Ask a person for a line; ``default`` for an empty one, and when there is nobody to ask."""
         ...

@@ -1,0 +1,232 @@
+"""What status must find out of a plan: its points and their proofs, and which places have the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imageformat.errors import MountfsError, NotFoundError
+from imageformat.repository import Repository
+from imageformat.storage.places import is_remote, open_storage
+from mountfs.cli.render import Column, format_size
+from mountfs.plans.health import CopyFacts, SetFacts, judge
+from mountfs.plans.times import as_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from imageformat.repository import Point
+    from mountfs.cli.render import Cell, Renderer
+    from mountfs.plans.health import Health
+    from mountfs.plans.history import History
+    from mountfs.plans.model import Plan
+    from mountfs.plans.records import RunRecord
+
+_SECOND_NS = 1_000_000_000
+_COLUMNS = (
+    Column("plan"),
+    Column("last run"),
+    Column("last success"),
+    Column("next run"),
+    Column("late"),
+    Column("points", right=True),
+    Column("stored", right=True),
+    Column("proven", right=True),
+    Column("3-2-1"),
+)
+
+
+def set_facts(plan: Plan, now: int) -> list[SetFacts]:
+    """Look at the sets of a plan; what cannot be read is a problem of its set."""
+    found = []
+    for source in plan.sources:
+        try:
+            points = _points(plan.repository, source.set)
+        except MountfsError as error:
+            found.append(SetFacts(source.set, problem=str(error)))
+        else:
+            found.append(facts_of_points(source.set, points, now, plan.goals.unproven_after))
+    return found
+
+
+def _points(place: str, set_name: str) -> Sequence[Point]:
+    if not is_remote(place) and not Path(place).is_dir():
+        raise NotFoundError(f"{place}: no such folder; is it not mounted?")
+    repository = Repository(open_storage(place))
+    try:
+        return repository.image_set(set_name).points
+    finally:
+        repository.close()
+
+
+def facts_of_points(name: str, points: Sequence[Point], now: int, within: int) -> SetFacts:
+    """Sum up the points of a set; ``within`` seconds a proof is new enough, and a point needs none yet."""
+    sound = [point for point in points if point.state in {"ok", "verified"}]
+    proofs = [point.proof.verified_ns // _SECOND_NS if point.proof else None for point in sound]
+    made = [point.info.created_ns // _SECOND_NS if point.info else 0 for point in sound]
+    fresh = [proof is not None and proof >= now - within for proof in proofs]
+    size = sum(point.size for point in sound)
+    proven = sum(point.size for point, good in zip(sound, fresh, strict=True) if good)
+    known = [proof for proof in proofs if proof is not None]
+    return SetFacts(
+        name,
+        points=len(points),
+        size=sum(point.size for point in points),
+        newest=max(made, default=None),
+        damaged=sum(point.state in {"damaged", "broken"} for point in points),
+        unproven=sum(not good and at < now - within for good, at in zip(fresh, made, strict=True)),
+        oldest_proof=min(known) if known and len(known) == len(proofs) else None,
+        proven=proven / size if size else None,
+    )
+
+
+def copy_facts(
+    plan: Plan, records: Sequence[RunRecord], sets: Sequence[SetFacts], now: int
+) -> Iterator[CopyFacts]:
+    """Yield the places that have the data: the sources, the repository, the copies.
+
+    A copy is current while it has the newest points, or lacks them no longer than a run may be late. Folders
+    are looked at; of a remote place, what the last runs that copied to it said is believed. One on the file
+    system of another is none.
+    """
+    if plan.clone is not None:
+        return
+    name = "the source" if len(plan.sources) == 1 else "the sources"
+    yield CopyFacts(name, plan.source_media, offsite=False, current=True)
+    devices = {_device(source.path, content=True): name for source in plan.sources}
+    whole = all(entry.newest is not None and not entry.problem for entry in sets)
+    problem = "" if whole else "it lacks a sound point"
+    yield _place(plan.repository, plan.media, devices, problem, offsite=False)
+    for copy in plan.copies:
+        problem = _remote_lack(plan, records, copy.to, sets, now) if is_remote(copy.to) else ""
+        if not is_remote(copy.to):
+            problem = _local_lack(plan, copy.to, sets, now)
+        yield _place(copy.to, copy.media, devices, problem, offsite=bool(copy.offsite))
+
+
+def _remote_lack(
+    plan: Plan, records: Sequence[RunRecord], to: str, sets: Sequence[SetFacts], now: int
+) -> str:
+    copied = _last_copied(records, to)
+    newest = max((entry.newest for entry in sets if entry.newest is not None), default=0)
+    if copied is None:
+        return "no run has copied to it"
+    return "it lacks the newest points" if _is_old(copied, newest, plan, now) else ""
+
+
+def _local_lack(plan: Plan, to: str, sets: Sequence[SetFacts], now: int) -> str:
+    """Say what a folder lacks of what the repository has; empty when nothing."""
+    for ours in sets:
+        try:
+            theirs = facts_of_points(ours.name, _points(to, ours.name), now, plan.goals.unproven_after)
+        except MountfsError as error:
+            return str(error)
+        if theirs.newest is None:
+            return f"it has no sound point of {ours.name}"
+        if _is_old(theirs.newest, ours.newest or 0, plan, now):
+            return f"it lacks the newest points of {ours.name}"
+    return ""
+
+
+def _is_old(held: int, newest: int, plan: Plan, now: int) -> bool:
+    return held < newest and now - newest > plan.goals.late_after
+
+
+def _place(
+    place: str, media: str, devices: dict[int | None, str], problem: str, *, offsite: bool
+) -> CopyFacts:
+    device = None if is_remote(place) else _device(place, content=False)
+    if device is not None and device in devices and not problem:
+        problem = f"it lies on the same file system as {devices[device]}"
+    devices.setdefault(device, place)
+    return CopyFacts(place, media, offsite, not problem, problem)
+
+
+def _device(path: str, *, content: bool) -> int | None:
+    """Return the number of the device that a path lies on or, of a disk with ``content``, that it is."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    own = getattr(status, "st_rdev", 0) if content else 0  # Windows has none
+    return own or status.st_dev
+
+
+def _last_copied(records: Sequence[RunRecord], to: str) -> int | None:
+    """Return when the last run began that copied to a place well."""
+    for record in reversed(records):
+        for step in record.steps:
+            if step.kind == "copy" and step.name == f"copy {to}" and step.outcome in {"ok", "warning"}:
+                return record.ended or record.started
+    return None
+
+
+def show_status(out: Renderer, plans: Sequence[tuple[Plan, History]]) -> int:
+    """Say how plans stand, and return the exit code: that of the gravest trouble, 0 without any."""
+    now = int(time.time())
+    found = [(plan, *_examined(plan, history, now)) for plan, history in plans]
+    out.result({"plans": [_result(*entry) for entry in found]})
+    if not found:
+        out.line("no plans")
+    else:
+        out.table("", _COLUMNS, (_row(plan, sets, health) for plan, sets, _, health in found))
+    for plan, _, copies, health in found:
+        for finding in health.findings:
+            out.warning(f"{plan.name}: {finding.message}")
+        for copy in copies:
+            if copy.problem:
+                out.note(f"{plan.name}: {copy.place} does not count as a copy: {copy.problem}")
+    return min((finding.trouble for *_, health in found for finding in health.findings), default=0)
+
+
+def _examined(plan: Plan, history: History, now: int) -> tuple[list[SetFacts], list[CopyFacts], Health]:
+    records = history.records()
+    sets = set_facts(plan, now)
+    copies = list(copy_facts(plan, records, sets, now))
+    known_since = int(plan.path.stat().st_mtime)
+    return sets, copies, judge(plan, records, sets, copies, now, known_since)
+
+
+def _row(plan: Plan, sets: Sequence[SetFacts], health: Health) -> tuple[Cell, ...]:
+    known = [entry.proven for entry in sets if entry.proven is not None]
+    return (
+        plan.name,
+        health.last_outcome,
+        "-" if health.last_good is None else as_text(health.last_good, plan.zone),
+        "-" if health.next is None else f"{as_text(health.next.since, plan.zone)} {health.next.type}",
+        "LATE" if health.late_since is not None else "",
+        sum(entry.points for entry in sets),
+        format_size(sum(entry.size for entry in sets)),
+        f"{min(known):.0%}" if known else "-",
+        f"{health.copies}-{len(health.media)}-{health.offsite}" if plan.clone is None else "-",
+    )
+
+
+def _result(
+    plan: Plan, sets: Sequence[SetFacts], copies: Sequence[CopyFacts], health: Health
+) -> dict[str, object]:
+    return {
+        "plan": plan.name,
+        "file": str(plan.path),
+        "last_outcome": health.last_outcome,
+        "last_success": None if health.last_good is None else as_text(health.last_good, plan.zone),
+        "next": None if health.next is None else as_text(health.next.since, plan.zone),
+        "next_type": None if health.next is None else health.next.type,
+        "due": health.due is not None,
+        "late_since": None if health.late_since is None else as_text(health.late_since, plan.zone),
+        "sets": [dataclasses.asdict(entry) for entry in sets],
+        "places": [dataclasses.asdict(copy) for copy in copies],
+        "copies": health.copies,
+        "media": list(health.media),
+        "offsite": health.offsite,
+        "findings": [
+            {
+                "trouble": finding.trouble.name.lower(),
+                "code": int(finding.trouble),
+                "message": finding.message,
+            }
+            for finding in health.findings
+        ],
+    }
