@@ -18,8 +18,8 @@ def find(program: str) -> str | None:
     return shutil.which(program, path=os.pathsep.join((os.environ.get("PATH", os.defpath), *_FOLDERS)))
 
 
-def run(*command: str) -> str:
-    """Run a program to its end and return what it printed.
+def run(*command: str, stdin: str = "") -> str:
+    """Run a program to its end, with ``stdin`` as its input, and return what it printed.
 
     Raises:
         SnapshotError: it is not there, fails (with what it said), or takes too long.
@@ -30,7 +30,7 @@ def run(*command: str) -> str:
     try:
         done = subprocess.run(
             [program, *command[1:]],
-            stdin=subprocess.DEVNULL,
+            input=stdin.encode(),
             capture_output=True,
             check=False,
             timeout=TIMEOUT_S,

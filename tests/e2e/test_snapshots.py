@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from engine.devices.source import SourceDevice, open_source
-from engine.snapshots import freeze, journal, taking
+from engine.snapshots import freeze, taking
 from engine.snapshots.freezing import frozen
 from imageformat.errors import SnapshotError
 from support.disks import make_btrfs, make_ext4, make_xfs

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_SCRIPT = """
+SCRIPT = """
 import hashlib, os, sys
 top, number = sys.argv[1], 0
 while True:
@@ -34,13 +34,14 @@ _PATIENCE = 20.0
 
 @contextlib.contextmanager
 def writing(top: Path) -> Iterator[Path]:
-    """Let a program write whole files under final names, each durable before the next; the file it counts in."""
-    process = subprocess.Popen([sys.executable, "-c", _SCRIPT, str(top)])
+    """Let a program write whole files under final names, each durable before the next; where it counts."""
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(top)])
     counter = top / "last"
     until = time.monotonic() + _PATIENCE
     try:
         while not counter.exists() or counter.stat().st_size == 0:
-            assert process.poll() is None and time.monotonic() < until, "the writer does not write"
+            assert process.poll() is None, "the writer died"
+            assert time.monotonic() < until, "the writer does not write"
             time.sleep(0.01)
         yield counter
         assert process.poll() is None, "the writer died"
