@@ -6,10 +6,10 @@ what was read after that would be of another moment.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.snapshots.freezing import Freezer, stops_us, thaw_noted
+from engine.snapshots.journal import journal_folder
 from engine.snapshots.provider import Picture, SnapshotProvider, SourceFacts
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def unavailable(facts: SourceFacts) -> str | None:
     if not facts.written:
         return "no file system on it is mounted to be written"
     for entry in facts.written:
-        if stops_us(entry, Path(facts.path).parent if facts.kind == "file" else Path("/")):
+        if stops_us(entry, journal_folder()):
             return f"this program needs to write to {entry.mount_point} itself"
     return None
 

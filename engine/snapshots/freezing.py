@@ -50,6 +50,7 @@ class Freezer:
         """
         program = str(Path(__file__).with_name("_freezer.py"))
         self._seconds = seconds
+        self._entry = entry
         self._child = subprocess.Popen(
             [sys.executable, "-I", "-S", program, str(seconds), *reversed(places)],
             stdin=subprocess.PIPE,
@@ -82,9 +83,12 @@ class Freezer:
         try:
             code = child.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:
-            code = -1  # it hangs in the kernel; the noted places are thawed by whoever holds the entry
+            code = -1
         if child.stdout is not None:
             child.stdout.close()
+        if code < 0:  # killed, or it hangs in the kernel: it is for us
+            thaw_noted(self._entry.facts)
+        self._entry.facts.clear()  # what is frozen from now on is not ours
         return code == 0
 
     def _tell(self) -> None:
@@ -114,18 +118,18 @@ def frozen(entries: Sequence[MountEntry], folder: Path, seconds: float = BRIEF_S
         yield None
         return
     noted = journal.begin(folder, PROVIDER)
-    held = in_time = False
+    in_time = False
     try:
         freezer = Freezer([entry.mount_point for entry in entries], noted, seconds)
-        held = True
         try:
             yield freezer
         finally:
             in_time = freezer.thaw()
     finally:
-        if held and not in_time:
-            thaw_noted(noted.facts)
-        noted.erase()
+        if noted.facts:
+            noted.release()  # it could not be thawed: for whoever comes next
+        else:
+            noted.erase()
     if not in_time:
         raise SnapshotError(
             f"it took longer than {seconds:.0f} seconds, for which file systems may stand still"
@@ -160,11 +164,15 @@ def thaw_noted(facts: Mapping[str, str]) -> None:
 
 
 def stops_us(entry: MountEntry, folder: Path) -> bool:
-    """Whether freezing that file system would stop this program: it lives there, or writes there."""
+    """Whether freezing that file system would stop this program: it lives there, or writes there.
+
+    ``folder`` is that of the journal.
+    """
     needed = (Path("/"), Path(tempfile.gettempdir()), _existing(folder), Path(sys.executable), Path.cwd())
     try:
         device = os.stat(entry.mount_point).st_dev  # noqa: PTH116
-        return any(os.stat(path).st_dev == device for path in needed)  # noqa: PTH116
+        written = (os.fstat(number).st_dev for number in (1, 2))
+        return device in written or any(path.stat().st_dev == device for path in needed)
     except OSError:
         return True
 

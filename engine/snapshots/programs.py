@@ -21,6 +21,9 @@ def find(program: str) -> str | None:
 def run(*command: str, stdin: str = "") -> str:
     """Run a program to its end, with ``stdin`` as its input, and return what it printed.
 
+    It is never ended from here: killed in its middle, it could leave a device suspended for good. Ctrl-C is
+    heeded when it has ended.
+
     Raises:
         SnapshotError: it is not there, fails (with what it said), or takes too long.
     """
@@ -28,20 +31,35 @@ def run(*command: str, stdin: str = "") -> str:
     if program is None:
         raise SnapshotError(f"{command[0]} is not installed")
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [program, *command[1:]],
-            input=stdin.encode(),
-            capture_output=True,
-            check=False,
-            timeout=TIMEOUT_S,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env={**os.environ, "LC_ALL": "C"},
-            start_new_session=True,  # Ctrl-C is for us: a half-done change of a volume group helps nobody
+            start_new_session=True,
         )
     except OSError as error:
         raise SnapshotError(f"{command[0]} cannot be run: {error.strerror}") from error
-    except subprocess.TimeoutExpired as error:
-        raise SnapshotError(f"{command[0]} did not end within {TIMEOUT_S:.0f} seconds") from error
-    if done.returncode:
-        said = " ".join(done.stderr.decode("utf-8", "replace").split())[:_MOST_SAID]
-        raise SnapshotError(f"{command[0]} failed: {said or f'it ended with {done.returncode}'}")
-    return done.stdout.decode("utf-8", "replace")
+    out, said = _to_its_end(process, command[0], stdin.encode())
+    if process.returncode:
+        reason = " ".join(said.decode("utf-8", "replace").split())[:_MOST_SAID]
+        raise SnapshotError(f"{command[0]} failed: {reason or f'it ended with {process.returncode}'}")
+    return out.decode("utf-8", "replace")
+
+
+def _to_its_end(process: subprocess.Popen[bytes], name: str, stdin: bytes) -> tuple[bytes, bytes]:
+    given: bytes | None = stdin
+    interrupted: KeyboardInterrupt | None = None
+    while True:
+        try:
+            out, said = process.communicate(given, TIMEOUT_S)
+        except KeyboardInterrupt as signal:
+            given, interrupted = None, signal
+        except subprocess.TimeoutExpired as error:
+            raise SnapshotError(f"{name} does not end; it is left to itself") from error
+        else:
+            break
+    if interrupted is not None:
+        raise interrupted
+    return out, said

@@ -75,7 +75,7 @@ def digest(device: SourceDevice) -> str:
     return found.hexdigest()
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", ["ext4", "xfs", pytest.param("btrfs", marks=pytest.mark.nightly)])
 def test_a_file_system_stands_still_and_is_let_go_whoever_dies(
     tmp_path: Path, folder: Path, kind: str
 ) -> None:
@@ -191,7 +191,7 @@ def test_a_device_is_imaged_while_writers_wait(
         assert check_written(top)
 
 
-@pytest.fixture(params=["xfs", "btrfs"])
+@pytest.fixture(params=["xfs", pytest.param("btrfs", marks=pytest.mark.nightly)])
 def sharing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A folder in a file system in which files share blocks."""
     kind = request.param

@@ -52,7 +52,8 @@ clean() {{ test -z "$(ours)" || {{ echo "left over: $(ours)"; false; }}; }}
 ends() {{ wanted=$1; shift; got=0; "$@" || got=$?
   test $got = $wanted || {{ echo "$* ended with $got"; false; }}; }}
 # Kills a backup in its middle, when its snapshot stands.
-killed() {{ mountfs backup "$1" {folder}/repo --set killed --raw --snapshot "$2" --rate-limit 1 & backup=$!
+killed() {{ {python} -m mountfs backup "$1" {folder}/repo --set killed --raw --snapshot "$2" \
+    --rate-limit 1 & backup=$!
   until dmsetup info --noheadings -c -o name | grep -q mountfs-; do sleep 0.1; done; sleep 2
   kill -9 $backup; wait $backup || true; test -n "$(ours)"; }}
 """

@@ -21,7 +21,7 @@ from support.requirements import find_tool, require_root, require_tool, run
 pytestmark = pytest.mark.root
 MIB = 1 << 20
 PROGRAM = Path(__file__).with_name("one_snapshot.py")
-CALLS = ("openat", "write", "fsync", "ioctl", "unlink", "close", "flock", "wait4", "vfork", "clone", "clone3")
+CALLS = ("openat", "write", "fsync", "ioctl", "unlink", "close", "flock", "vfork", "clone", "clone3")
 
 
 def traced(arguments: list[str], log: Path, *inject: str) -> subprocess.CompletedProcess[bytes]:

@@ -6,10 +6,12 @@ What LVM and dmsetup said was recorded with lvm2 2.03 on Linux 6.1. The real too
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import json
 import os
 import shlex
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 
 from engine.devices import sysfs
 from engine.devices.source import open_source
-from engine.snapshots import dm, journal, lvm, taking
+from engine.snapshots import dm, journal, lvm, programs, taking
 from engine.snapshots.provider import SourceFacts
 from imageformat.errors import SnapshotError
 
@@ -61,12 +63,12 @@ class Tools:
 
 def stubs(folder: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[str, str]) -> Tools:
     cases = "\n".join(f"{pattern}) printf '%s' {shlex.quote(text)};;" for pattern, text in answers.items())
-    programs = folder / "programs"
-    programs.mkdir()
+    place = folder / "programs"
+    place.mkdir()
     for name in ("lvs", "lvcreate", "lvremove", "dmsetup", "losetup"):
-        (programs / name).write_text(_STUB % cases)
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+        (place / name).write_text(_STUB % cases)
+        (place / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("FOLDER", str(folder))
     monkeypatch.setattr(sysfs, "block_folder", lambda number, *_: Path("/sys/devices") / number)
     monkeypatch.setattr(sysfs, "device_path", lambda *_: str(folder / "picture"))
@@ -258,3 +260,16 @@ def test_tables_that_cannot_stand_twice_are_refused(table: str) -> None:
     with pytest.raises(SnapshotError):
         dm.check_table(table, SIZE)
     assert dm.check_table("0 4096 linear 98:0 0\n4096 2048 striped 2 128 98:0 0 98:16 0\n", SIZE) == 6144
+
+
+def test_a_program_is_not_ended_in_its_middle_by_ctrl_c(tmp_path: Path) -> None:
+    timer = threading.Timer(0.3, _thread.interrupt_main)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        programs.run("sh", "-c", f"sleep 1; cat >{tmp_path / 'done'}", stdin="all")
+    timer.join()
+    assert (tmp_path / "done").read_text() == "all"
+    with pytest.raises(SnapshotError, match="failed: no"):
+        programs.run("sh", "-c", "echo no >&2; exit 5")
+    with pytest.raises(SnapshotError, match="not installed"):
+        programs.run("no-such-program-anywhere")
