@@ -19,6 +19,7 @@ The message is one line: what is wrong, where, and what to do about it.
       SourceError
         SourceReadError                30   the source answered EIO, or is gone
         SourceMismatchError            31   the set holds images of something else
+        SnapshotError                  33   no snapshot could be made of the source, or it did not last
       DestinationError                 40   the target of a write failed
         DestinationFullError           41
         DestinationReadOnlyError       42
@@ -44,6 +45,7 @@ The message is one line: what is wrong, where, and what to do about it.
       StorageError                     78   the storage of the images failed
       PlanError                        80   a plan that makes no sense
       PlanBusyError                    81   another run of the same plan is under way
+      HookError                        82   a command that was to run before or after failed
       InterruptedByUserError          130
 """
 
@@ -145,6 +147,12 @@ class SourceMismatchError(SourceError):
 
     errno = _errno.EINVAL
     exit_code = 31
+
+
+class SnapshotError(SourceError):
+    """No snapshot could be made of the source, or it broke while it was read."""
+
+    exit_code = 33
 
 
 class DestinationError(MountfsError):
@@ -313,6 +321,12 @@ class PlanBusyError(MountfsError):
 
     errno = _errno.EBUSY
     exit_code = 81
+
+
+class HookError(MountfsError):
+    """A command that was to run before or after a backup failed, or took too long."""
+
+    exit_code = 82
 
 
 class InterruptedByUserError(MountfsError):
