@@ -10,14 +10,16 @@ import typer
 
 from engine.adopt import adopt
 from engine.backup import BackupOptions, BackupProgress, BackupResult, backup
+from engine.changes import ChangeTracker, Wanted, open_tracker
+from engine.changes.knowledge import Tracking, last_mark
 from engine.devices.backing import holds
 from engine.devices.guards import target_facts, written_at
 from engine.devices.ratelimit import RateLimited
-from engine.devices.source import SourceDevice, open_source
 from engine.plan import check_set_name, set_name_for
+from engine.sources import OpenedSource, open_any
 from engine.verify import verify, worst_exit_code
 from imageformat.codec import DEFAULT_LEVEL
-from imageformat.errors import MountfsError, RepositoryInsideSourceError, UsageError
+from imageformat.errors import ChangesMissedError, MountfsError, RepositoryInsideSourceError, UsageError
 from imageformat.layer import ImageType
 from imageformat.repository import Point, Repository
 from imageformat.selection import holds_own_images, select_point
@@ -31,7 +33,8 @@ from mountfs.cli.reports import UNUSED_KEY, backup_result, show_damages
 WARNING_EXIT = 3
 
 Source = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="Disk, partition or image file.", show_default=False)
+    str,
+    typer.Argument(metavar="SOURCE", help="Disk, partition, image file or nbd:// URL.", show_default=False),
 ]
 Repo = Annotated[
     Path,
@@ -74,6 +77,23 @@ RateLimit = Annotated[
     int | None,
     typer.Option("--rate-limit", min=1, metavar="MIB", help="Read at most so many MiB a second."),
 ]
+Changed = Annotated[
+    str,
+    typer.Option(
+        "--changed",
+        metavar="HOW",
+        help="What knows which blocks changed: auto, scan (read everything), dirty-bitmap, reflink.",
+    ),
+]
+NextBitmap = Annotated[
+    str,
+    typer.Option(
+        "--next-bitmap",
+        metavar="NAME",
+        help="The dirty bitmap begun with this picture of an NBD disk; the next backup asks for it.",
+        show_default=False,
+    ),
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Read the new image back and verify every block.")]
 
 EXAMPLES = """\
@@ -100,6 +120,8 @@ def run(
     raw: Raw = False,
     threads: Threads = 0,
     rate_limit: RateLimit = None,
+    changed: Changed = "auto",
+    next_bitmap: NextBitmap = "",
     verify_after: Verify = False,
 ) -> int:
     """Image SOURCE into REPO. The first image of a set is full; later ones hold only what changed.
@@ -107,9 +129,10 @@ def run(
     The free space of file systems is left out and reads as zeros, unless one is in use or not sound.
     Nothing appears in the repository before the image is complete, durable and read back.
     """
-    device = open_source(source)
+    device = open_any(source)
     try:
-        name = check_set_name(set_name) if set_name else set_name_for(device.identity.path)
+        identity = device.identity
+        name = check_set_name(set_name) if set_name else set_name_for(identity.label or identity.path)
         check_places(device, repository, out)
         options = BackupOptions(
             type=type_,
@@ -128,22 +151,36 @@ def run(
                         "an image is built on a point or on a base; use one of --parent and --base"
                     )
                 parent_point = adopt(opened, repository.absolute(), name, base)
+            tracker = _tracker(changed, next_bitmap, device, opened, name)
             limited = device if rate_limit is None else RateLimited(device, rate_limit << 20)
             allocation = None if raw else _allocation(out, device, limited)
             result = _backup(
-                out, limited, _origin(device, allocation), allocation, opened, name, options, parent_point
+                *(out, limited, _origin(device, allocation), allocation, opened, name, options, parent_point),
+                Tracking(tracker),
             )
             _show(out, opened, result, device.size)
-            if verify_after:
-                return _verify(out, opened, result)
+            _show_changes(out, result, asked=changed != "auto")
+            code = _verify(out, opened, result) if verify_after else 0
         finally:
             opened.close()
     finally:
         device.close()
+    check_missed(result)
     if result.warning:
         out.warning(f"a full image was made: {result.warning}")
         return WARNING_EXIT
-    return 0
+    return code
+
+
+def _tracker(
+    choice: str, next_bitmap: str, device: OpenedSource, repository: Repository, name: str
+) -> ChangeTracker | None:
+    last = last_mark(repository.image_set(name))
+    place = f"{repository.storage.url}/{name}"
+    tracker = open_tracker(choice, lambda parameter: Wanted(device, place, parameter, next_bitmap, last))
+    if next_bitmap and (tracker is None or tracker.name != "dirty-bitmap"):
+        raise UsageError("--next-bitmap goes with --changed dirty-bitmap, and with a disk of an NBD server")
+    return tracker
 
 
 def _block_bytes(kib: int) -> int:
@@ -152,7 +189,7 @@ def _block_bytes(kib: int) -> int:
     return kib << 10
 
 
-def check_places(device: SourceDevice, repository: Path, out: Renderer) -> None:
+def check_places(device: OpenedSource, repository: Path, out: Renderer) -> None:
     """Refuse a repository that lies on the source; warn about a source that is being written.
 
     Raises:
@@ -166,7 +203,7 @@ def check_places(device: SourceDevice, repository: Path, out: Renderer) -> None:
         raise UsageError(
             f"{repository} is a set, not a repository; name the folder above it: {repository.parent}"
         )
-    if device.identity.kind != "file":
+    if device.identity.is_device:
         mounted = target_facts(device.identity.path).mounted_at
         if mounted:
             out.warning(
@@ -176,23 +213,23 @@ def check_places(device: SourceDevice, repository: Path, out: Renderer) -> None:
 
 
 def _allocation(
-    out: Renderer, device: SourceDevice, source: SourceDevice | RateLimited
+    out: Renderer, device: OpenedSource, source: OpenedSource | RateLimited
 ) -> DiskAllocation | None:
     """Find what is free on the source; None, and a warning, while it can change."""
-    mounted = written_at(device.identity.path)
+    mounted = written_at(device.identity.path) if device.identity.kind != "export" else ()
     if mounted:
         out.warning(
             f"{device.identity.path} is mounted at {', '.join(mounted)} and can change: it is imaged whole, "
             "free space included"
         )
         return None
-    found = read_allocation(source, device.sector_size if device.identity.kind != "file" else None)
+    found = read_allocation(source, device.sector_size if device.identity.is_device else None)
     for sentence in found.warnings():
         out.warning(sentence)
     return found
 
 
-def _origin(device: SourceDevice, allocation: DiskAllocation | None) -> dict[str, object]:
+def _origin(device: OpenedSource, allocation: DiskAllocation | None) -> dict[str, object]:
     identity = device.identity
     known = {
         "source": identity.path,
@@ -208,13 +245,14 @@ def _origin(device: SourceDevice, allocation: DiskAllocation | None) -> dict[str
 
 def _backup(
     out: Renderer,
-    source: SourceDevice | RateLimited,
+    source: OpenedSource | RateLimited,
     origin: dict[str, object],
     allocation: DiskAllocation | None,
     repository: Repository,
     name: str,
     options: BackupOptions,
     parent: Point | None,
+    tracking: Tracking,
 ) -> BackupResult:
     with out.progress(f"image {origin['source']}", source.size) as progress:
 
@@ -230,6 +268,7 @@ def _backup(
             origin=origin,
             parent=parent,
             unused=unused,
+            tracking=tracking,
             report=report,
         )
 
@@ -243,6 +282,32 @@ def _show(out: Renderer, repository: Repository, result: BackupResult, size: int
         f"{changed}{format_size(info.stored_size)} stored in {format_duration(result.seconds)}"
     )
     out.line(f"{repository.storage.url}/{result.key}")
+
+
+def _show_changes(out: Renderer, result: BackupResult, *, asked: bool) -> None:
+    known = result.changes
+    if known.inherited.blocks:
+        size = format_size(known.inherited.blocks * result.info.disks[0].block_size)
+        out.line(
+            f"{size} not read: unchanged, says {known.tracker}; {counted(known.sampled, 'block')} tested"
+        )
+    elif known.reason and not known.missed and (asked or not known.expected):
+        out.warning(f"everything was read: {known.tracker}: {known.reason}")
+
+
+def check_missed(result: BackupResult) -> None:
+    """Raise the alarm when what tracks changes missed one.
+
+    Raises:
+        ChangesMissedError
+    """
+    known = result.changes
+    if known.missed:
+        raise ChangesMissedError(
+            f"{known.tracker} misses changes: {known.reason}. Everything was read, and point "
+            f"{result.info.number} of {result.set_name} is complete; images before it that relied on "
+            f"{known.tracker} may lack changes. Begin a new one, or use --changed scan"
+        )
 
 
 def _verify(out: Renderer, repository: Repository, result: BackupResult) -> int:
