@@ -16,6 +16,14 @@ from uuid import uuid4
 
 import msgspec
 
+from engine.changes.knowledge import (
+    NOTHING_INHERITED,
+    NOTHING_KNOWN,
+    BlockRanges,
+    Knowledge,
+    Tracking,
+    without,
+)
 from engine.pipeline import default_threads, ordered_map
 from engine.plan import NATIVE_SUFFIX, BackupPlan, block_runs, image_name, plan_backup
 from imageformat.codec import DEFAULT_LEVEL, MIN_DELTA_LENGTH, digest, zero_digest
@@ -41,7 +49,7 @@ from imageformat.formats.native.writer import NO_ANCESTORS, EncodedBlock, Native
 from imageformat.layer import Ancestor, ImageInfo, ImageType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from engine.plan import Run
     from imageformat.chain import Chain
@@ -107,6 +115,8 @@ class BackupResult:
     changed_blocks: int
     seconds: float
     warning: str = ""
+    changes: Knowledge = NOTHING_KNOWN
+    """What was inherited without reading it, and how that was tested."""
 
 
 class _Done(NamedTuple):
@@ -125,6 +135,7 @@ def backup(
     origin: dict[str, object],
     parent: Point | None = None,
     unused: Iterable[Extent] = (),
+    tracking: Tracking | None = None,
     report: Callable[[BackupProgress], None] = lambda _: None,
     clock_ns: Callable[[], int] = time.time_ns,
 ) -> BackupResult:
@@ -132,20 +143,20 @@ def backup(
 
     ``origin`` is recorded in the image: at least ``source``, and ``serial`` when known. ``unused`` says what
     holds nothing and is left out: ascending extents of the source as it is now, iterated more than once if
-    need be. The set is locked meanwhile. When it returns, the image is durable and was read back; when it
-    raises, nothing of it is left (a killed process leaves one hidden ``.part`` file that the next backup
-    removes).
+    need be. ``tracking`` knows what need not be read; without it everything is. The set is locked meanwhile.
+    When it returns, the image is durable and was read back; when it raises, nothing of it is left (a killed
+    process leaves one hidden ``.part`` file that the next backup removes).
 
     Raises:
         SetBusyError, SourceError, SourceMismatchError, DestinationError, UsageError
     """
     started = time.monotonic()
-    with repository.storage.exclusive(f"{set_name}/"):
+    with repository.storage.exclusive(f"{set_name}/"), tracking or Tracking() as changes:
         image_set = repository.image_set(set_name)
         if not options.any_source:
             check_source(image_set, origin)
         plan = plan_backup(image_set, options.type, parent)
-        job = _Job(source, unused, repository, image_set, options, origin, report, clock_ns())
+        job = _Job(source, unused, repository, image_set, options, origin, report, clock_ns(), changes)
         try:
             key, info, changed = _write_image(job, plan, _open_parent(repository, plan))
         except (ImageError, ChainError) as error:
@@ -155,7 +166,8 @@ def backup(
             plan = BackupPlan(ImageType.FULL, None, plan.number, reason)
             key, info, changed = _write_image(job, plan, None)
         repository.image_set(set_name)
-    return BackupResult(info, set_name, key, changed, time.monotonic() - started, plan.warning)
+    seconds = time.monotonic() - started
+    return BackupResult(info, set_name, key, changed, seconds, plan.warning, changes.knowledge)
 
 
 def check_source(image_set: ImageSet, origin: dict[str, object]) -> None:
@@ -188,6 +200,11 @@ class _Job:
     origin: dict[str, object]
     report: Callable[[BackupProgress], None]
     now_ns: int
+    tracking: Tracking
+
+    def extents(self) -> Iterator[Extent]:
+        """Return what the source holds where, as it is now."""
+        return overlay(self.source.extents(0, self.source.size), self.unused)
 
 
 def _open_parent(repository: Repository, plan: BackupPlan) -> Chain | None:
@@ -199,17 +216,15 @@ def _open_parent(repository: Repository, plan: BackupPlan) -> Chain | None:
     return chain
 
 
-def _header(job: _Job, plan: BackupPlan, chain: Chain | None) -> Header:
-    known = next((point.info for point in job.image_set.points if point.info), None)
-    described = {"host": socket.gethostname(), **job.origin}
+def _header(job: _Job, plan: BackupPlan, chain: Chain | None, known: Knowledge) -> Header:
+    other = next((point.info for point in job.image_set.points if point.info), None)
+    described = {"host": socket.gethostname(), **job.origin, **known.origin()}
     features = _features(job.options, chain)
     parent = chain.info if chain else None
-    block_size = max(job.options.block_size, job.source.sector_size)
-    if chain is not None and foreign_base(chain.layer(chain.depth)) is None:
-        block_size = chain.info.disks[0].block_size
+    block_size = _block_size(job, chain)
     return Header(
         image_id=uuid4(),
-        set_id=known.set_id if known else uuid4(),
+        set_id=other.set_id if other else uuid4(),
         type=plan.type,
         number=plan.number,
         created_ns=job.now_ns,
@@ -225,6 +240,12 @@ def _header(job: _Job, plan: BackupPlan, chain: Chain | None) -> Header:
     )
 
 
+def _block_size(job: _Job, chain: Chain | None) -> int:
+    if chain is not None and foreign_base(chain.layer(chain.depth)) is None:
+        return chain.info.disks[0].block_size
+    return max(job.options.block_size, job.source.sector_size)
+
+
 def _features(options: BackupOptions, chain: Chain | None) -> dict[int, tuple[int, bytes]]:
     """Return what a reader must know to read the new image: feature bits, and their names."""
     found = {}
@@ -236,20 +257,22 @@ def _features(options: BackupOptions, chain: Chain | None) -> dict[int, tuple[in
 
 
 def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> tuple[str, ImageInfo, int]:
-    header = _header(job, plan, chain)
     parent: ParentBlocks | BaseBlocks | None = None
     ancestors = NO_ANCESTORS
     if chain is not None:
         ancestors = chain.ancestors().followed_by(Ancestor(chain.info.id, chain.info.root))
-        parent = _parent_blocks(chain, header.block_size)
+        parent = _parent_blocks(chain, _block_size(job, chain))
+    own_blocks = parent if isinstance(parent, ParentBlocks) else None
+    known = job.tracking.ask(job.source, job.extents, own_blocks, chain.info if chain else None)
+    header = _header(job, plan, chain, known)
     name = image_name(plan.number, plan.type, header.created_ns, header.image_id)
     target = job.repository.storage.create(f"{job.image_set.prefix}{name}")
     try:
         index = parent.index if isinstance(parent, ParentBlocks) else None
         writer = NativeWriter(target, header, index, ancestors)
-        extents = overlay(job.source.extents(0, job.source.size), job.unused)
         changed = copy_blocks(
-            job.source, extents, writer, parent, job.options, job.report, lambda: target.position
+            *(job.source, job.extents(), writer, parent, job.options, job.report, lambda: target.position),
+            inherited=known.inherited,
         )
         return f"{job.image_set.prefix}{name}", writer.commit(), changed
     finally:
@@ -271,17 +294,18 @@ def copy_blocks(
     options: BackupOptions,
     report: Callable[[BackupProgress], None],
     stored: Callable[[], int],
+    inherited: BlockRanges = NOTHING_INHERITED,
 ) -> int:
     """Read the source once and hand what differs from ``parent`` to the writer; return how many blocks.
 
-    ``extents`` cover the source; ZERO and UNUSED ones are not read.
+    ``extents`` cover the source; ZERO and UNUSED ones are not read, and ``inherited`` blocks neither.
     """
     # A worker waits for the medium while it reads: one more than there are cores keeps these busy.
     threads = options.threads or default_threads() + 1
     geometry = writer.geometry
     longest = max(1, _JOB_BYTES // geometry.block_size)
     worker = BlockWorker(source, writer.image_id, geometry, parent, options)
-    runs = block_runs(extents, source.size, geometry.block_size, longest)
+    runs = without(block_runs(extents, source.size, geometry.block_size, longest), inherited)
     changed = done = 0
     with contextlib.closing(ordered_map(worker, runs, threads=threads)) as results:
         for result in results:

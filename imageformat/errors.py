@@ -19,6 +19,7 @@ The message is one line: what is wrong, where, and what to do about it.
       SourceError
         SourceReadError                30   the source answered EIO, or is gone
         SourceMismatchError            31   the set holds images of something else
+        ChangesMissedError             32   what tracks changes missed one; the new image is right
         SnapshotError                  33   no snapshot could be made of the source, or it did not last
       DestinationError                 40   the target of a write failed
         DestinationFullError           41
@@ -147,6 +148,16 @@ class SourceMismatchError(SourceError):
 
     errno = _errno.EINVAL
     exit_code = 31
+
+
+class ChangesMissedError(SourceError):
+    """What tracks changes called a block unchanged that had changed.
+
+    Everything was read instead, and the new image is complete. Images that were made by the same tracker
+    before it may lack changes.
+    """
+
+    exit_code = 32
 
 
 class SnapshotError(SourceError):

@@ -79,10 +79,17 @@ class SourceIdentity:
     """What a source is, so that a set can tell whether it still images the same thing."""
 
     path: str
-    """Absolute, symbolic links resolved."""
-    kind: Literal["disk", "partition", "file"]
+    """Absolute, symbolic links resolved; of an export its URL."""
+    kind: Literal["disk", "partition", "file", "export"]
     size: int
     model: str = ""
     """Of the disk, also for a partition; empty for files and where the disk says nothing."""
     serial: str = ""
     wwn: str = ""
+    label: str = ""
+    """What a person calls it, where the path does not say that."""
+
+    @property
+    def is_device(self) -> bool:
+        """Whether it is a block device of this machine."""
+        return self.kind in {"disk", "partition"}

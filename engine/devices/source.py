@@ -43,11 +43,14 @@ _GONE = frozenset(
 class SourceDevice(BlockDevice, Protocol):
     """What is imaged: a `BlockDevice` that knows what it is. Any number of threads may read it."""
 
-    identity: SourceIdentity
-    sector_size: int
+    @property
+    def identity(self) -> SourceIdentity:
+        """What it is."""
+        ...
 
-    def lend(self, offset: int, size: int) -> memoryview:
-        """See `engine.backup.Lender.lend`."""
+    @property
+    def sector_size(self) -> int:
+        """Logical sector size in bytes."""
         ...
 
 

@@ -27,7 +27,7 @@ class SourceFacts:
     """What is known of a source before a snapshot of it is made."""
 
     path: str
-    kind: Literal["disk", "partition", "file"]
+    kind: Literal["disk", "partition", "file", "export"]
     size: int
     number: str = ""
     """Of the block device, "major:minor"; empty for a file."""

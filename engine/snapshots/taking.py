@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import engine.snapshots
 from engine.devices import ioctl
-from engine.devices.source import SourceDevice
+from engine.devices.source import OpenSource
 from engine.snapshots import journal
 from engine.snapshots.freezing import frozen, stops_us
 from engine.snapshots.provider import Picture, SnapshotProvider, SourceFacts, source_facts
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.devices.mountinfo import MountEntry
+    from engine.devices.source import SourceDevice
     from engine.snapshots.journal import Entry
     from imageformat.extent import Extent
 
@@ -40,7 +41,7 @@ class Refusal:
     reason: str
 
 
-class PictureSource(SourceDevice):
+class PictureSource(OpenSource):
     """A snapshot of a source, read as the source. Closing it removes the snapshot and closes the source."""
 
     def __init__(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from engine.backup import BackupResult
+    from engine.changes.knowledge import Knowledge
     from engine.verify import Damage, FileReport
     from imageformat.errors import MountfsError
     from imageformat.layer import ImageInfo
@@ -135,7 +136,19 @@ def backup_result(result: BackupResult, url: str) -> dict[str, object]:
         "changed_blocks": result.changed_blocks,
         "seconds": round(result.seconds, 3),
         "warning": result.warning or None,
+        "changes": changes_result(result.changes, result.info.disks[0].block_size),
         **info_result(result.info),
+    }
+
+
+def changes_result(known: Knowledge, block_size: int) -> dict[str, object]:
+    """Return how a backup knew what had changed, and how that was tested."""
+    return {
+        "tracker": known.tracker,
+        "inherited_bytes": known.inherited.blocks * block_size,
+        "sampled_blocks": known.sampled,
+        "missed_offsets": [block * block_size for block in known.missed],
+        "reason": known.reason or None,
     }
 
 

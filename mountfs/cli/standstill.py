@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.snapshots.journal import journal_folder
-from engine.snapshots.taking import PictureSource, clean, facts_of, take
+from engine.snapshots.taking import AUTO, NONE, PictureSource, clean, facts_of, take
+from imageformat.errors import UsageError
 
 if TYPE_CHECKING:
     from engine.devices.source import SourceDevice
@@ -24,6 +25,10 @@ def stand_still(out: Renderer, source: SourceDevice, choice: str) -> SourceDevic
         SnapshotError, UsageError: see `engine.snapshots.taking.take`.
     """
     clean_up(out)
+    if source.identity.kind == "export":
+        if choice not in {AUTO, NONE}:
+            raise UsageError(f"--snapshot {choice}: an export stands as still as its server makes it")
+        return source
     facts = facts_of(source)
     taken, refusals = take(source, facts, choice, journal_folder(), out.warning)
     if isinstance(taken, PictureSource):

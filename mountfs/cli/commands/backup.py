@@ -10,15 +10,18 @@ import typer
 
 from engine.adopt import adopt
 from engine.backup import BackupOptions, BackupProgress, BackupResult, backup
+from engine.changes import ChangeTracker, Wanted, open_tracker
+from engine.changes.knowledge import Tracking, last_mark
 from engine.devices.backing import holds
 from engine.devices.guards import written_at
 from engine.devices.ratelimit import RateLimited
-from engine.devices.source import SourceDevice, open_source
+from engine.devices.source import SourceDevice
 from engine.plan import check_set_name, set_name_for
 from engine.snapshots.taking import AUTO, PictureSource
+from engine.sources import open_any
 from engine.verify import verify, worst_exit_code
 from imageformat.codec import DEFAULT_LEVEL
-from imageformat.errors import MountfsError, RepositoryInsideSourceError, UsageError
+from imageformat.errors import ChangesMissedError, MountfsError, RepositoryInsideSourceError, UsageError
 from imageformat.layer import ImageType
 from imageformat.repository import Point, Repository
 from imageformat.selection import holds_own_images, select_point
@@ -34,7 +37,8 @@ from mountfs.cli.standstill import stand_still
 WARNING_EXIT = 3
 
 Source = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="Disk, partition or image file.", show_default=False)
+    str,
+    typer.Argument(metavar="SOURCE", help="Disk, partition, image file or nbd:// URL.", show_default=False),
 ]
 Repo = Annotated[
     Path,
@@ -85,6 +89,23 @@ Snapshot = Annotated[
         help="Image SOURCE as it is now, while it is used: auto, none, lvm, dm, reflink, btrfs, freeze.",
     ),
 ]
+Changed = Annotated[
+    str,
+    typer.Option(
+        "--changed",
+        metavar="HOW",
+        help="What knows which blocks changed: auto, scan (read everything), dirty-bitmap, reflink.",
+    ),
+]
+NextBitmap = Annotated[
+    str,
+    typer.Option(
+        "--next-bitmap",
+        metavar="NAME",
+        help="The dirty bitmap begun with this picture of an NBD disk; the next backup asks for it.",
+        show_default=False,
+    ),
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Read the new image back and verify every block.")]
 
 EXAMPLES = """\
@@ -113,6 +134,8 @@ def run(
     raw: Raw = False,
     threads: Threads = 0,
     rate_limit: RateLimit = None,
+    changed: Changed = "auto",
+    next_bitmap: NextBitmap = "",
     verify_after: Verify = False,
     snapshot: Snapshot = AUTO,
 ) -> int:
@@ -121,9 +144,10 @@ def run(
     The free space of file systems is left out and reads as zeros, unless one is in use or not sound.
     Nothing appears in the repository before the image is complete, durable and read back.
     """
-    device = open_source(source)
+    device = open_any(source)
     try:
-        name = check_set_name(set_name) if set_name else set_name_for(device.identity.path)
+        identity = device.identity
+        name = check_set_name(set_name) if set_name else set_name_for(identity.label or identity.path)
         check_places(device, repository)
         device = stand_still(out, device, snapshot)
         options = BackupOptions(
@@ -143,22 +167,36 @@ def run(
                         "an image is built on a point or on a base; use one of --parent and --base"
                     )
                 parent_point = adopt(opened, repository.absolute(), name, base)
+            tracker = _tracker(changed, next_bitmap, device, opened, name)
             limited = device if rate_limit is None else RateLimited(device, rate_limit << 20)
             allocation = None if raw else _allocation(out, device, limited)
             result = _backup(
-                out, limited, _origin(device, allocation), allocation, opened, name, options, parent_point
+                *(out, limited, _origin(device, allocation), allocation, opened, name, options, parent_point),
+                Tracking(tracker),
             )
             _show(out, opened, result, device.size)
-            if verify_after:
-                return _verify(out, opened, result)
+            _show_changes(out, result, asked=changed != "auto")
+            code = _verify(out, opened, result) if verify_after else 0
         finally:
             opened.close()
     finally:
         device.close()
+    check_missed(result)
     if result.warning:
         out.warning(f"a full image was made: {result.warning}")
         return WARNING_EXIT
-    return 0
+    return code
+
+
+def _tracker(
+    choice: str, next_bitmap: str, device: SourceDevice, repository: Repository, name: str
+) -> ChangeTracker | None:
+    last = last_mark(repository.image_set(name))
+    place = f"{repository.storage.url}/{name}"
+    tracker = open_tracker(choice, lambda parameter: Wanted(device, place, parameter, next_bitmap, last))
+    if next_bitmap and (tracker is None or tracker.name != "dirty-bitmap"):
+        raise UsageError("--next-bitmap goes with --changed dirty-bitmap, and with a disk of an NBD server")
+    return tracker
 
 
 def _block_bytes(kib: int) -> int:
@@ -187,14 +225,15 @@ def _allocation(
     out: Renderer, device: SourceDevice, source: SourceDevice | RateLimited
 ) -> DiskAllocation | None:
     """Find what is free on the source; None, and a warning, while it can change."""
-    mounted = () if isinstance(device, PictureSource) else written_at(device.identity.path)
+    still = isinstance(device, PictureSource) or device.identity.kind == "export"
+    mounted = () if still else written_at(device.identity.path)
     if mounted:
         out.warning(
             f"{device.identity.path} is mounted at {', '.join(mounted)} and can change: it is imaged whole, "
             "free space included"
         )
         return None
-    found = read_allocation(source, device.sector_size if device.identity.kind != "file" else None)
+    found = read_allocation(source, device.sector_size if device.identity.is_device else None)
     for sentence in found.warnings():
         out.warning(sentence)
     return found
@@ -223,6 +262,7 @@ def _backup(
     name: str,
     options: BackupOptions,
     parent: Point | None,
+    tracking: Tracking,
 ) -> BackupResult:
     with out.progress(f"image {origin['source']}", source.size) as progress:
 
@@ -238,6 +278,7 @@ def _backup(
             origin=origin,
             parent=parent,
             unused=unused,
+            tracking=tracking,
             report=report,
         )
 
@@ -251,6 +292,32 @@ def _show(out: Renderer, repository: Repository, result: BackupResult, size: int
         f"{changed}{format_size(info.stored_size)} stored in {format_duration(result.seconds)}"
     )
     out.line(f"{repository.storage.url}/{result.key}")
+
+
+def _show_changes(out: Renderer, result: BackupResult, *, asked: bool) -> None:
+    known = result.changes
+    if known.inherited.blocks:
+        size = format_size(known.inherited.blocks * result.info.disks[0].block_size)
+        out.line(
+            f"{size} not read: unchanged, says {known.tracker}; {counted(known.sampled, 'block')} tested"
+        )
+    elif known.reason and not known.missed and (asked or not known.expected):
+        out.warning(f"everything was read: {known.tracker}: {known.reason}")
+
+
+def check_missed(result: BackupResult) -> None:
+    """Raise the alarm when what tracks changes missed one.
+
+    Raises:
+        ChangesMissedError
+    """
+    known = result.changes
+    if known.missed:
+        raise ChangesMissedError(
+            f"{known.tracker} misses changes: {known.reason}. Everything was read, and point "
+            f"{result.info.number} of {result.set_name} is complete; images before it that relied on "
+            f"{known.tracker} may lack changes. Begin a new one, or use --changed scan"
+        )
 
 
 def _verify(out: Renderer, repository: Repository, result: BackupResult) -> int:
