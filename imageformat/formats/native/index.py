@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 _LEAVES_KNOWN = 16
 STATE_AT = 28
 """Byte of a record that holds its state."""
-_LEAF_STATES = frozenset({State.DATA, State.ZERO, State.UNUSED, State.BAD})
-_DIRECTORY_STATES = frozenset({State.PAGE, State.ZERO, State.UNUSED, State.BAD})
+FILL_STATES = frozenset({State.ZERO, State.UNUSED, State.BAD, State.EXCLUDED})
+_LEAF_STATES = FILL_STATES | {State.DATA}
+_DIRECTORY_STATES = FILL_STATES | {State.PAGE}
 
 
 @dataclass(frozen=True, slots=True)
