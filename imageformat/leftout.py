@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 EXCLUDED_KEY = "excluded"
 """Of the origin record: a list of [offset of the volume, pattern, files, bytes]."""
+DEFAULT = "default: "
+"""Begins the place of a pattern when it is the name of a file that is left out unless all is imaged."""
 _MAX_TEXT = 1400
 """Bytes of the record that patterns may take; the header of an image has little room."""
 _MAX_PATTERN = 200
@@ -67,5 +69,12 @@ def why_left_out(info: ImageInfo, offset: int) -> str:
     """Say, for an error, which patterns left out what lies at a byte of the disk."""
     entries = [entry for entry in left_out_files(info) if entry.offset <= offset]
     volume = max((entry.offset for entry in entries), default=0)
-    names = " or ".join(entry.pattern for entry in entries if entry.offset == volume)
-    return f"left out of the image by --exclude {names}" if names else "left out of the image by --exclude"
+    here = [entry.pattern for entry in entries if entry.offset == volume]
+    return f"left out of the image by {' or '.join(map(cause_of, here)) or '--exclude'}"
+
+
+def cause_of(pattern: str) -> str:
+    """Say what left files out, as part of a sentence: an option, or the rule that needs none."""
+    if pattern.startswith(DEFAULT):
+        return f"default ({pattern.removeprefix(DEFAULT)})"
+    return f"--exclude {pattern}"

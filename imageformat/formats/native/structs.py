@@ -358,7 +358,7 @@ def unpack_footer(data: bytes, file_size: int, name: str) -> Footer:
         ancestors_offset=fields[5],
         ancestors_length=fields[6],
         height=fields[7],
-        counts=Counts(*fields[8:14], fields[16]),
+        counts=Counts(*(*fields[8:14], fields[16])),
         finished_ns=fields[14],
         header_digest=fields[15],
     )

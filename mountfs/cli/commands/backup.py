@@ -19,14 +19,18 @@ from engine.verify import verify, worst_exit_code
 from imageformat.codec import DEFAULT_LEVEL
 from imageformat.errors import MountfsError, RepositoryInsideSourceError, UsageError
 from imageformat.layer import ImageType
+from imageformat.leftout import EXCLUDED_KEY, record_of
 from imageformat.repository import Point, Repository
 from imageformat.selection import holds_own_images, select_point
 from imageformat.storage.local import LocalStorage
 from mountfs import __version__
 from mountfs.allocation.disk import DiskAllocation, read_allocation
+from mountfs.allocation.excluded import ExcludedFiles, find_excluded
 from mountfs.cli.command import Threads, command, path
 from mountfs.cli.render import Renderer, counted, format_duration, format_size
 from mountfs.cli.reports import UNUSED_KEY, backup_result, show_damages
+from mountfs.excludes import Pattern, parse_pattern
+from mountfs.session import file_system_drivers
 
 WARNING_EXIT = 3
 
@@ -70,6 +74,15 @@ WholeBlocks = Annotated[
     ),
 ]
 Raw = Annotated[bool, typer.Option("--raw", help="Image everything, also the free space of file systems.")]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="PATTERN",
+        help="Leave out files: '*.iso', '/2-ntfs-Data/Temp/**'; may be given more than once.",
+        show_default=False,
+    ),
+]
 RateLimit = Annotated[
     int | None,
     typer.Option("--rate-limit", min=1, metavar="MIB", help="Read at most so many MiB a second."),
@@ -82,6 +95,7 @@ mountfs backup disk.img repo --type diff    all changes since the last full
 mountfs backup /dev/sdb2 /backups --set root --verify
 mountfs backup vm.img repo --base old.qcow2 what changed since old.qcow2
 mountfs backup /dev/sdc /evidence --raw     deleted files too
+mountfs backup /dev/sdb /backups --exclude '*.iso' --exclude '/*/var/cache/**'
 """
 
 
@@ -98,15 +112,20 @@ def run(
     level: Level = DEFAULT_LEVEL,
     whole_blocks: WholeBlocks = False,
     raw: Raw = False,
+    exclude: Exclude = None,
     threads: Threads = 0,
     rate_limit: RateLimit = None,
     verify_after: Verify = False,
 ) -> int:
     """Image SOURCE into REPO. The first image of a set is full; later ones hold only what changed.
 
-    The free space of file systems is left out and reads as zeros, unless one is in use or not sound.
+    The free space of file systems is left out and reads as zeros, unless one is in use or not sound; so are
+    page and swap files, and what --exclude names, which cannot be read from the image.
     Nothing appears in the repository before the image is complete, durable and read back.
     """
+    patterns = tuple(map(parse_pattern, exclude or ()))
+    if raw and patterns:
+        raise UsageError("--raw images everything; leave out --raw or --exclude")
     device = open_source(source)
     try:
         name = check_set_name(set_name) if set_name else set_name_for(device.identity.path)
@@ -130,8 +149,17 @@ def run(
                 parent_point = adopt(opened, repository.absolute(), name, base)
             limited = device if rate_limit is None else RateLimited(device, rate_limit << 20)
             allocation = None if raw else _allocation(out, device, limited)
+            excluded = _excluded(out, device, limited, allocation, patterns)
             result = _backup(
-                out, limited, _origin(device, allocation), allocation, opened, name, options, parent_point
+                out,
+                limited,
+                _origin(device, allocation, excluded),
+                allocation,
+                excluded,
+                opened,
+                name,
+                options,
+                parent_point,
             )
             _show(out, opened, result, device.size)
             if verify_after:
@@ -192,7 +220,28 @@ def _allocation(
     return found
 
 
-def _origin(device: SourceDevice, allocation: DiskAllocation | None) -> dict[str, object]:
+def _excluded(
+    out: Renderer,
+    device: SourceDevice,
+    source: SourceDevice | RateLimited,
+    allocation: DiskAllocation | None,
+    patterns: tuple[Pattern, ...],
+) -> ExcludedFiles | None:
+    """Find the files that are left out; None, and a warning where some were named, while they can change."""
+    if allocation is None:
+        if patterns:
+            out.warning("no file is left out by --exclude: the source can change while it is read")
+        return None
+    sector_size = device.sector_size if device.identity.kind != "file" else None
+    found = find_excluded(source, allocation, patterns, file_system_drivers(), sector_size)
+    for sentence in found.warnings:
+        out.warning(sentence)
+    return found or None
+
+
+def _origin(
+    device: SourceDevice, allocation: DiskAllocation | None, excluded: ExcludedFiles | None
+) -> dict[str, object]:
     identity = device.identity
     known = {
         "source": identity.path,
@@ -201,6 +250,7 @@ def _origin(device: SourceDevice, allocation: DiskAllocation | None) -> dict[str
         "serial": identity.serial,
         "wwn": identity.wwn,
         "writer": f"mountfs {__version__}",
+        EXCLUDED_KEY: record_of(excluded.found) if excluded is not None else None,
         UNUSED_KEY: allocation.facts() if allocation is not None else None,
     }
     return {key: value for key, value in known.items() if value}
@@ -211,6 +261,7 @@ def _backup(
     source: SourceDevice | RateLimited,
     origin: dict[str, object],
     allocation: DiskAllocation | None,
+    excluded: ExcludedFiles | None,
     repository: Repository,
     name: str,
     options: BackupOptions,
@@ -230,6 +281,7 @@ def _backup(
             origin=origin,
             parent=parent,
             unused=unused,
+            excluded=excluded.extents if excluded is not None else None,
             report=report,
         )
 
