@@ -157,11 +157,8 @@ class _Search:
         if wanted:
             for node, pattern in _matching(tree, root, matcher, begun):
                 known = files.get(_identity(node))
-                files[_identity(node)] = _File(
-                    node,
-                    pattern.text,
-                    known.names + 1 if known is not None and not known.pattern.startswith(DEFAULT) else 1,
-                )
+                names = 0 if known is None or known.pattern.startswith(DEFAULT) else known.names
+                files[_identity(node)] = _File(node, pattern.text, names + 1)
                 if len(files) > _MAX_FILES:
                     raise VolumeError(f"more than {_MAX_FILES} files are to be left out")
         return self._places(volume, slot, tree, root, files)

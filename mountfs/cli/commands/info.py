@@ -236,7 +236,8 @@ def _show_excluded(
     names = {volume.offset: volume.name for volume, _ in volumes if not volume.parents}
     for entry in left_out_files(info):
         name = names.get(entry.offset, b"?").decode("utf-8", "replace")
-        text = f"{counted(entry.files, 'file')} ({format_size(entry.size)}) of {name} by {cause_of(entry.pattern)}"
+        what = f"{counted(entry.files, 'file')} ({format_size(entry.size)}) of {name}"
+        text = f"{what}, by {cause_of(entry.pattern)}"
         out.line(f"{'Left out:':<{_FACT_WIDTH}}{text}")
 
 
