@@ -106,7 +106,9 @@ def missing(before: bytes, after: bytes) -> int:
     return lost
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["ntfs", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("ext4", "xfs", "exfat"))]
+)
 def test_the_rest_is_restored_and_what_is_missing_is_an_error(kind: str, tmp_path: Path) -> None:
     source, repo, target = (tmp_path / name for name in ("volume", "repo", "restored"))
     make(source, kind)
@@ -206,6 +208,7 @@ def test_a_file_with_another_name_or_shared_blocks_stays(tmp_path: Path) -> None
             assert mountfs("cat", f"{repo}/{kind}:0/copy.bin").out == content("3", MIB)
 
 
+@pytest.mark.nightly
 def test_it_lives_through_increments_merging_and_conversion(tmp_path: Path) -> None:
     source, repo = tmp_path / "volume", tmp_path / "repo"
     make(source, "ext4")

@@ -16,13 +16,11 @@ from imageformat.errors import (
 )
 from imageformat.formats.native.index import (
     EMPTY_TOP,
-    STATE_AT,
     Geometry,
     ResolvedIndex,
     has_legal_states,
     logical_root,
     page_digest,
-    record_size,
     uniform_digest,
 )
 from imageformat.formats.native.lookup import FILLS, index_pieces
@@ -145,7 +143,7 @@ class NativeLayer:
             blocks, bits = geometry.blocks, geometry.page_bits
             logical = uniform_digest(geometry.height - 1, blocks, bits, top.state)
             legal = footer.top == fill_record(State(top.state), top.layer) + logical
-            legal = legal and not self._excludes_untold(footer.top, 1)
+            legal = legal and self._is_legal(footer.top, 1)
         else:
             legal = top.state == State.PAGE
         if not legal or top.layer > self.header.depth:
@@ -212,14 +210,13 @@ class NativeLayer:
         raw = self._read_frame(unpack_record(record, 0), FrameKind.PAGE, number, size, what)
         if page_digest(raw, level) != record[RECORD_SIZE:]:
             raise CorruptImageError(f"{self.name}: {what} is not what the root names")
-        if not has_legal_states(raw, level, self.header.depth) or self._excludes_untold(raw, level):
+        if not self._is_legal(raw, level):
             raise CorruptImageError(f"{self.name}: {what} has an illegal record")
         return raw
 
-    def _excludes_untold(self, raw: bytes, level: int) -> bool:
-        """Tell whether a page has a state that only a feature the image does not name allows."""
-        named = self.header.incompatible & EXCLUDED_FILES
-        return not named and State.EXCLUDED in raw[STATE_AT :: record_size(level)]
+    def _is_legal(self, raw: bytes, level: int) -> bool:
+        excludes = bool(self.header.incompatible & EXCLUDED_FILES)
+        return has_legal_states(raw, level, self.header.depth, excludes=excludes)
 
     def _read_frame(self, record: Record, kind: FrameKind, number: int, size: int, what: str) -> bytes:
         where = f"{self.name}: {what} at file offset {record.offset} is damaged"
