@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import os
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,8 @@ from engine.devices.guards import target_facts, written_at
 from engine.devices.ratelimit import RateLimited
 from engine.devices.source import SourceDevice, open_source
 from engine.plan import check_set_name, set_name_for
+from engine.proving import record_whole
+from engine.sourcecheck import compare_with_source
 from engine.verify import verify, worst_exit_code
 from imageformat.codec import DEFAULT_LEVEL
 from imageformat.errors import MountfsError, RepositoryInsideSourceError, UsageError
@@ -23,6 +27,7 @@ from imageformat.leftout import EXCLUDED_KEY, record_of
 from imageformat.repository import Point, Repository
 from imageformat.selection import holds_own_images, select_point
 from imageformat.storage.local import LocalStorage
+from imageformat.view import ImageView
 from mountfs import __version__
 from mountfs.allocation.disk import DiskAllocation, read_allocation
 from mountfs.allocation.excluded import ExcludedFiles, find_excluded
@@ -87,12 +92,29 @@ RateLimit = Annotated[
     int | None,
     typer.Option("--rate-limit", min=1, metavar="MIB", help="Read at most so many MiB a second."),
 ]
-Verify = Annotated[bool, typer.Option("--verify", help="Read the new image back and verify every block.")]
+
+
+class VerifyAfter(enum.Enum):
+    """What is read again when an image is there."""
+
+    NONE = "none"
+    FILE = "file"
+    SOURCE = "source"
+
+
+Verify = Annotated[
+    VerifyAfter,
+    typer.Option(
+        "--verify",
+        help="Then verify every block of the new image (file), and compare it with SOURCE as well (source).",
+        case_sensitive=False,
+    ),
+]
 
 EXAMPLES = """\
 mountfs backup /dev/sdb /backups            first full, then increments
 mountfs backup disk.img repo --type diff    all changes since the last full
-mountfs backup /dev/sdb2 /backups --set root --verify
+mountfs backup /dev/sdb2 /backups --set root --verify file
 mountfs backup vm.img repo --base old.qcow2 what changed since old.qcow2
 mountfs backup /dev/sdc /evidence --raw     deleted files too
 mountfs backup /dev/sdb /backups --exclude '*.iso' --exclude '/*/var/cache/**'
@@ -115,7 +137,7 @@ def run(
     exclude: Exclude = None,
     threads: Threads = 0,
     rate_limit: RateLimit = None,
-    verify_after: Verify = False,
+    verify_after: Verify = VerifyAfter.NONE,
 ) -> int:
     """Image SOURCE into REPO. The first image of a set is full; later ones hold only what changed.
 
@@ -130,6 +152,8 @@ def run(
     try:
         name = check_set_name(set_name) if set_name else set_name_for(device.identity.path)
         check_places(device, repository, out)
+        if verify_after is VerifyAfter.SOURCE:
+            _refuse_moving(device)
         options = BackupOptions(
             type=type_,
             block_size=_block_bytes(block_size),
@@ -162,8 +186,10 @@ def run(
                 parent_point,
             )
             _show(out, opened, result, device.size)
-            if verify_after:
-                return _verify(out, opened, result)
+            if verify_after is not VerifyAfter.NONE:
+                _verify(out, opened, result)
+            if verify_after is VerifyAfter.SOURCE:
+                _compare(out, opened, result, limited)
         finally:
             opened.close()
     finally:
@@ -297,15 +323,35 @@ def _show(out: Renderer, repository: Repository, result: BackupResult, size: int
     out.line(f"{repository.storage.url}/{result.key}")
 
 
-def _verify(out: Renderer, repository: Repository, result: BackupResult) -> int:
+def _refuse_moving(device: SourceDevice) -> None:
+    """Raise `UsageError` when the source is written meanwhile: it would differ from any image of it."""
+    mounted = written_at(device.identity.path)
+    if mounted:
+        raise UsageError(
+            f"{device.identity.path} is mounted at {', '.join(mounted)} and can change: it cannot be "
+            "compared with its image; unmount it, image a snapshot, or use --verify file"
+        )
+
+
+def _compare(
+    out: Renderer, repository: Repository, result: BackupResult, source: SourceDevice | RateLimited
+) -> None:
+    point = select_point(repository.image_set(result.set_name), str(result.info.number))
+    view = ImageView(repository.chain(point), repository.cache)
+    with out.progress("compare with the source", source.size) as progress:
+        compared = compare_with_source(view, source, report=progress.update)
+    out.line(f"{result.set_name}: point {result.info.number}: {format_size(compared)} equal to the source")
+
+
+def _verify(out: Renderer, repository: Repository, result: BackupResult) -> None:
+    started_ns = time.time_ns()
     point = select_point(repository.image_set(result.set_name), str(result.info.number))
     with out.progress("verify", point.size) as progress:
         reports = list(
             verify(repository, (point,), report=lambda state: progress.update(state.done, point.file_name))
         )
-    code = worst_exit_code(reports)
-    if code:
+    record_whole(repository, reports, started_ns)
+    if worst_exit_code(reports):
         show_damages(out, reports, {})
         raise MountfsError(f"{result.key}: the new image does not verify; the destination is failing")
     out.line(f"{result.set_name}: point {result.info.number}: every block verified")
-    return WARNING_EXIT if result.warning else 0
