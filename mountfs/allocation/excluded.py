@@ -19,6 +19,8 @@ from imageformat.device import Slice
 from imageformat.errors import MountfsError, VolumeError
 from imageformat.extent import ExtentKind
 from imageformat.leftout import DEFAULT, LeftOut
+from imageformat.plugins import discover
+from mountfs import allocation
 from mountfs.allocation._freemap import MAX_RANGES, FreeMap
 from mountfs.allocation.disk import TABLE_AREA
 from mountfs.disktree import DiskTree
@@ -77,19 +79,19 @@ class _File(NamedTuple):
 
 def find_excluded(
     device: BlockDevice,
-    allocation: DiskAllocation,
+    free: DiskAllocation,
     patterns: Sequence[Pattern],
     drivers: Sequence[FileSystemDriver],
     sector_size: int | None = None,
 ) -> ExcludedFiles:
     """Find the files of a disk that are left out of an image, at this moment.
 
-    ``allocation`` is what is free on it at the same moment. Never raises a `MountfsError`: a volume that
+    ``free`` is what was found of its free space at the same moment. Never raises a `MountfsError`: a volume that
     cannot be looked through keeps all its files, and a warning says so where patterns were given.
     """
     tree = DiskTree(Slice(device, 0, device.size), drivers, sector_size=sector_size)
     try:
-        return _Search(tree, device.size, allocation, tuple(patterns)).run()
+        return _Search(tree, device.size, free, tuple(patterns)).run()
     finally:
         tree.close()
 
@@ -98,22 +100,22 @@ class _Search:
     """One search of one disk. One use, one thread."""
 
     def __init__(
-        self, tree: DiskTree, size: int, allocation: DiskAllocation, patterns: tuple[Pattern, ...]
+        self, tree: DiskTree, size: int, free: DiskAllocation, patterns: tuple[Pattern, ...]
     ) -> None:
-        self._allocation = allocation
+        self._free = free
         self._patterns = patterns
         self._slots = {
             slot.volume.offset: slot for slot in tree.contents().slots.values() if not slot.volume.parents
         }
         edge = TABLE_AREA if tree.table.partitions else 0
         self._area = edge, size - edge
-        self._hibernated = any(map(self._is_hibernated, allocation.volumes))
+        self._hibernated = any(map(self._is_hibernated, free.volumes))
 
     def run(self) -> ExcludedFiles:
         places: list[tuple[int, int]] = []
         found: list[LeftOut] = []
         warnings: list[str] = []
-        for volume in self._allocation.volumes:
+        for volume in self._free.volumes:
             slot = self._slots.get(volume.offset)
             if slot is None or not volume.type:
                 continue
@@ -185,7 +187,8 @@ class _Search:
             count, size = sums.get(file.pattern, (0, 0))
             sums[file.pattern] = count + 1, size + sum(length for _, length in mine)
         places.sort()
-        self._prove(volume, places)
+        if places:
+            self._prove(volume, places, _structures(volume, slot))
         return places, [LeftOut(volume.offset, pattern, *facts) for pattern, facts in sums.items()]
 
     def _on_disk(self, volume: VolumeAllocation, start: int, length: int) -> tuple[int, int]:
@@ -194,7 +197,7 @@ class _Search:
         first, end = max(start, self._area[0]), min(start + length, self._area[1])
         return first, max(0, end - first)
 
-    def _prove(self, volume: VolumeAllocation, places: list[tuple[int, int]]) -> None:
+    def _prove(self, volume: VolumeAllocation, places: list[tuple[int, int]], structures: FreeMap) -> None:
         """Raise `VolumeError` when what the files say cannot be true together with the rest."""
         for (start, length), (following, _) in pairwise(places):
             if start + length > following:
@@ -202,8 +205,10 @@ class _Search:
         for start, length in places:
             if start + length > volume.offset + volume.size:
                 raise VolumeError("a file lies behind its end")
-            if self._allocation.unused.meets(start, length):
+            if self._free.unused.meets(start, length):
                 raise VolumeError(f"a file lies in free space, at byte {start - volume.offset}")
+            if structures.meets(start - volume.offset, length):
+                raise VolumeError(f"a file lies in its metadata, at byte {start - volume.offset}")
 
     def _system_files(self, volume: VolumeAllocation, tree: FileTree, root: Node) -> Iterator[_File]:
         """Yield what systems write anew when they start, in the root of a volume."""
@@ -231,6 +236,17 @@ class _Search:
             )
         except MountfsError:
             return True
+
+
+def _structures(volume: VolumeAllocation, slot: VolumeSlot) -> FreeMap:
+    """Return what is no content of files, in bytes of the volume."""
+    found = FreeMap()
+    device = slot.part.device
+    for reader in discover(allocation).available:
+        if volume.type in reader.types and device is not None:
+            for start, length in sorted(reader.structures(device)):
+                found.add(start, length)
+    return found
 
 
 def _identity(node: Node) -> Hashable:

@@ -31,10 +31,10 @@ from engine.proof import (
 from engine.proving import LEDGER_SUFFIX, prove_oldest, standing
 from engine.verify import FileReport, verify
 from golden.chains import SET, add_point, change, files_of, mixed_disk, storage_with
-from imageformat.errors import CorruptImageError
+from imageformat.errors import CorruptImageError, DestinationReadOnlyError
 from imageformat.layer import ImageType
 from imageformat.repository import Repository
-from imageformat.storage.memory import MemoryStorage
+from imageformat.storage.memory import MemoryObjectWriter, MemoryStorage
 
 sizes = st.lists(st.integers(1, 30), min_size=1, max_size=4)
 budgets = st.lists(st.integers(1, 60), min_size=1, max_size=12)
@@ -280,3 +280,23 @@ def test_a_ledger_that_is_damaged_is_said_to_be() -> None:
         known, warning = standing(storage, repository.image_set(SET))
     assert "damaged" in warning
     assert known.oldest_proof(10) is None
+
+
+class ReadOnly(MemoryStorage):
+    """Gives everything and takes nothing."""
+
+    def create(self, key: str) -> MemoryObjectWriter:
+        raise DestinationReadOnlyError(f"{key}: read-only")
+
+
+def test_where_nothing_can_be_written_everything_is_read_and_that_is_said() -> None:
+    storage, warnings = ReadOnly(), list[str]()
+    for key, content in files_of_chain().items():
+        storage.publish(key, content)
+    with contextlib.closing(Repository(storage)) as repository:
+        image_set = repository.image_set(SET)
+        blocks = sum(report.blocks for report in verify(repository, image_set.points))
+        reports = prove_oldest(repository, (image_set,), threads=1, warn=warnings.append)
+        assert sum(report.blocks for report in reports) == blocks
+    assert len(warnings) == 1
+    assert "cannot be remembered" in warnings[0]
