@@ -32,10 +32,12 @@ from imageformat.errors import ChainError, ImageError, SourceMismatchError
 from imageformat.extent import ExtentKind, overlay
 from imageformat.formats.native.foreignbase import BaseBlocks, Reference, foreign_base, stands_on_foreign
 from imageformat.formats.native.older import ParentBlocks
-from imageformat.formats.native.reader import native_layers, resolved_index
+from imageformat.formats.native.reader import NativeLayer, native_layers, resolved_index
 from imageformat.formats.native.structs import (
     DELTA_FRAMES,
     DELTA_FRAMES_NAME,
+    EXCLUDED_FILES,
+    EXCLUDED_FILES_NAME,
     FOREIGN_BASE,
     FOREIGN_BASE_NAME,
     NO_ROOT,
@@ -58,7 +60,11 @@ if TYPE_CHECKING:
     from imageformat.repository import ImageSet, Point, Repository
 
 DEFAULT_BLOCK_SIZE = 64 << 10
-_FILLS = {ExtentKind.ZERO: State.ZERO, ExtentKind.UNUSED: State.UNUSED}
+_FILLS = {
+    ExtentKind.ZERO: State.ZERO,
+    ExtentKind.UNUSED: State.UNUSED,
+    ExtentKind.EXCLUDED: State.EXCLUDED,
+}
 _JOB_BYTES = 1 << 20
 """What one worker is given at a time: a disk answers few large questions faster than many small ones."""
 
@@ -136,6 +142,7 @@ def backup(
     parent: Point | None = None,
     unused: Iterable[Extent] = (),
     tracking: Tracking | None = None,
+    excluded: Iterable[Extent] | None = None,
     report: Callable[[BackupProgress], None] = lambda _: None,
     clock_ns: Callable[[], int] = time.time_ns,
 ) -> BackupResult:
@@ -143,9 +150,11 @@ def backup(
 
     ``origin`` is recorded in the image: at least ``source``, and ``serial`` when known. ``unused`` says what
     holds nothing and is left out: ascending extents of the source as it is now, iterated more than once if
-    need be. ``tracking`` knows what need not be read; without it everything is. The set is locked meanwhile.
-    When it returns, the image is durable and was read back; when it raises, nothing of it is left (a killed
-    process leaves one hidden ``.part`` file that the next backup removes).
+    need be. ``excluded`` are such extents of files that are left out although they hold something; None:
+    there are none, and the source has no EXCLUDED extents of its own. ``tracking`` knows what need not be
+    read; without it everything is. The set is locked meanwhile. When it returns, the image is durable and
+    was read back; when it raises, nothing of it is left (a killed process leaves one hidden ``.part`` file
+    that the next backup removes).
 
     Raises:
         SetBusyError, SourceError, SourceMismatchError, DestinationError, UsageError
@@ -156,7 +165,9 @@ def backup(
         if not options.any_source:
             check_source(image_set, origin)
         plan = plan_backup(image_set, options.type, parent)
-        job = _Job(source, unused, repository, image_set, options, origin, report, clock_ns(), changes)
+        job = _Job(
+            source, unused, excluded, repository, image_set, options, origin, report, clock_ns(), changes
+        )
         try:
             key, info, changed = _write_image(job, plan, _open_parent(repository, plan))
         except (ImageError, ChainError) as error:
@@ -194,6 +205,7 @@ def check_source(image_set: ImageSet, origin: dict[str, object]) -> None:
 class _Job:
     source: Source
     unused: Iterable[Extent]
+    excluded: Iterable[Extent] | None
     repository: Repository
     image_set: ImageSet
     options: BackupOptions
@@ -204,7 +216,8 @@ class _Job:
 
     def extents(self) -> Iterator[Extent]:
         """Return what the source holds where, as it is now."""
-        return overlay(self.source.extents(0, self.source.size), self.unused)
+        held = overlay(self.source.extents(0, self.source.size), self.unused)
+        return overlay(held, self.excluded or ())
 
 
 def _open_parent(repository: Repository, plan: BackupPlan) -> Chain | None:
@@ -219,7 +232,7 @@ def _open_parent(repository: Repository, plan: BackupPlan) -> Chain | None:
 def _header(job: _Job, plan: BackupPlan, chain: Chain | None, known: Knowledge) -> Header:
     other = next((point.info for point in job.image_set.points if point.info), None)
     described = {"host": socket.gethostname(), **job.origin, **known.origin()}
-    features = _features(job.options, chain)
+    features = _features(job, chain)
     parent = chain.info if chain else None
     block_size = _block_size(job, chain)
     return Header(
@@ -246,14 +259,22 @@ def _block_size(job: _Job, chain: Chain | None) -> int:
     return max(job.options.block_size, job.source.sector_size)
 
 
-def _features(options: BackupOptions, chain: Chain | None) -> dict[int, tuple[int, bytes]]:
+def _features(job: _Job, chain: Chain | None) -> dict[int, tuple[int, bytes]]:
     """Return what a reader must know to read the new image: feature bits, and their names."""
     found = {}
-    if chain is not None and options.differences:
+    if chain is not None and job.options.differences:
         found[DELTA_FRAMES] = DELTA_FRAMES_NAME
     if chain is not None and stands_on_foreign(chain.layer):
         found[FOREIGN_BASE] = FOREIGN_BASE_NAME
+    if job.excluded is not None or _excludes(chain):
+        found[EXCLUDED_FILES] = EXCLUDED_FILES_NAME
     return found
+
+
+def _excludes(chain: Chain | None) -> bool:
+    """Tell whether records that an image on this chain inherits may be EXCLUDED."""
+    tip = None if chain is None else chain.layer(chain.depth)
+    return isinstance(tip, NativeLayer) and bool(tip.header.incompatible & EXCLUDED_FILES)
 
 
 def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> tuple[str, ImageInfo, int]:
@@ -298,7 +319,8 @@ def copy_blocks(
 ) -> int:
     """Read the source once and hand what differs from ``parent`` to the writer; return how many blocks.
 
-    ``extents`` cover the source; ZERO and UNUSED ones are not read, and ``inherited`` blocks neither.
+    ``extents`` cover the source; ZERO, UNUSED and EXCLUDED ones are not read, and ``inherited`` blocks
+    neither.
     """
     # A worker waits for the medium while it reads: one more than there are cores keeps these busy.
     threads = options.threads or default_threads() + 1
