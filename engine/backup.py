@@ -7,17 +7,20 @@ Nothing is visible before the image is durable and has been read back.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import socket
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, runtime_checkable
 from uuid import uuid4
 
 import msgspec
 
 from engine.pipeline import default_threads, ordered_map
 from engine.plan import NATIVE_SUFFIX, BackupPlan, block_runs, image_name, plan_backup
+from engine.resume import Kept, data_left, find_unfinished, kept_when_interrupted
 from imageformat.codec import DEFAULT_LEVEL, MIN_DELTA_LENGTH, digest, zero_digest
 from imageformat.device import BlockDevice
 from imageformat.errors import ChainError, ImageError, SourceMismatchError
@@ -37,17 +40,21 @@ from imageformat.formats.native.structs import (
     Header,
     State,
 )
+from imageformat.formats.native.unfinished import StoredFrame
 from imageformat.formats.native.writer import NO_ANCESTORS, EncodedBlock, NativeWriter, encode_block
 from imageformat.layer import Ancestor, ImageInfo, ImageType
+from imageformat.storage.unfinished import ResumableStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from uuid import UUID
 
     from engine.plan import Run
     from imageformat.chain import Chain
     from imageformat.extent import Extent
     from imageformat.formats.native.index import Geometry
     from imageformat.repository import ImageSet, Point, Repository
+    from imageformat.storage import ObjectWriter
 
 DEFAULT_BLOCK_SIZE = 64 << 10
 _FILLS = {ExtentKind.ZERO: State.ZERO, ExtentKind.UNUSED: State.UNUSED}
@@ -87,6 +94,8 @@ class BackupOptions:
     """0: as many as pay."""
     any_source: bool = False
     """Continue a set although its last image is of another source."""
+    resume: bool = True
+    """Go on with what an interrupted backup of the same source left; else it is thrown away."""
 
 
 class BackupProgress(NamedTuple):
@@ -109,11 +118,15 @@ class BackupResult:
     warning: str = ""
 
 
+Examined: TypeAlias = EncodedBlock | StoredFrame | Reference | int
+"""A block that differs from the parent's: encoded, stored already, in a base, or its number for zeros."""
+
+
 class _Done(NamedTuple):
     run: Run
     length: int
-    changed: tuple[EncodedBlock | Reference | int, ...]
-    """Encoded blocks, blocks that stay in a base, and the numbers of blocks that became zeros; ascending."""
+    changed: tuple[Examined, ...]
+    """Ascending."""
 
 
 def backup(
@@ -126,6 +139,7 @@ def backup(
     parent: Point | None = None,
     unused: Iterable[Extent] = (),
     report: Callable[[BackupProgress], None] = lambda _: None,
+    tell: Callable[[str], None] = lambda _: None,
     clock_ns: Callable[[], int] = time.time_ns,
 ) -> BackupResult:
     """Write one image of ``source`` into a set and publish it.
@@ -145,7 +159,7 @@ def backup(
         if not options.any_source:
             check_source(image_set, origin)
         plan = plan_backup(image_set, options.type, parent)
-        job = _Job(source, unused, repository, image_set, options, origin, report, clock_ns())
+        job = _Job(source, unused, repository, image_set, options, origin, report, tell, clock_ns())
         try:
             key, info, changed = _write_image(job, plan, _open_parent(repository, plan))
         except (ImageError, ChainError) as error:
@@ -187,7 +201,12 @@ class _Job:
     options: BackupOptions
     origin: dict[str, object]
     report: Callable[[BackupProgress], None]
+    tell: Callable[[str], None]
     now_ns: int
+
+    def extents(self) -> Iterator[Extent]:
+        """Return what the source holds where, as it is now."""
+        return overlay(self.source.extents(0, self.source.size), self.unused)
 
 
 def _open_parent(repository: Repository, plan: BackupPlan) -> Chain | None:
@@ -242,18 +261,40 @@ def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> tuple[str,
     if chain is not None:
         ancestors = chain.ancestors().followed_by(Ancestor(chain.info.id, chain.info.root))
         parent = _parent_blocks(chain, header.block_size)
-    name = image_name(plan.number, plan.type, header.created_ns, header.image_id)
-    target = job.repository.storage.create(f"{job.image_set.prefix}{name}")
-    try:
+    target, header, kept = _start(job, plan, header)
+    key = f"{job.image_set.prefix}{_name(plan, header, header.image_id)}"
+    last = BackupProgress(0, job.source.size, 0)
+
+    def report(progress: BackupProgress) -> None:
+        nonlocal last
+        last = progress
+        job.report(progress)
+
+    with kept_when_interrupted(target, job.tell, lambda: data_left(job.extents(), last.done, last.stored)):
         index = parent.index if isinstance(parent, ParentBlocks) else None
         writer = NativeWriter(target, header, index, ancestors)
-        extents = overlay(job.source.extents(0, job.source.size), job.unused)
         changed = copy_blocks(
-            job.source, extents, writer, parent, job.options, job.report, lambda: target.position
+            job.source, job.extents(), writer, parent, job.options, report, lambda: target.position, kept
         )
-        return f"{job.image_set.prefix}{name}", writer.commit(), changed
-    finally:
-        target.abort()
+        return key, writer.commit(), changed
+
+
+def _start(job: _Job, plan: BackupPlan, header: Header) -> tuple[ObjectWriter, Header, Kept | None]:
+    """Start the image, or go on with what was left of it."""
+    storage, prefix = job.repository.storage, job.image_set.prefix
+    name = partial(_name, plan, header)
+    resumed = find_unfinished(storage, prefix, header, name, resume=job.options.resume)
+    if resumed is not None:
+        job.tell(f"continuing {resumed.name}: {resumed.percent} % was there")
+        return resumed.target, dataclasses.replace(header, image_id=resumed.image_id), Kept(resumed)
+    key = f"{prefix}{name(header.image_id)}"
+    if isinstance(storage, ResumableStorage):
+        return storage.create_resumable(key), header, None
+    return storage.create(key), header, None
+
+
+def _name(plan: BackupPlan, header: Header, image_id: UUID) -> str:
+    return image_name(plan.number, plan.type, header.created_ns, image_id)
 
 
 def _parent_blocks(chain: Chain, block_size: int) -> ParentBlocks | BaseBlocks:
@@ -271,6 +312,7 @@ def copy_blocks(
     options: BackupOptions,
     report: Callable[[BackupProgress], None],
     stored: Callable[[], int],
+    kept: Kept | None = None,
 ) -> int:
     """Read the source once and hand what differs from ``parent`` to the writer; return how many blocks.
 
@@ -282,21 +324,27 @@ def copy_blocks(
     longest = max(1, _JOB_BYTES // geometry.block_size)
     worker = BlockWorker(source, writer.image_id, geometry, parent, options)
     runs = block_runs(extents, source.size, geometry.block_size, longest)
+    if kept is not None:
+        runs = kept.lead(runs)
     changed = done = 0
     with contextlib.closing(ordered_map(worker, runs, threads=threads)) as results:
         for result in results:
             if result.run.kind in _FILLS:
                 changed += writer.fill(result.run.first, result.run.blocks, _FILLS[result.run.kind])
             changed += sum(_put(writer, block) for block in result.changed)
+            if kept is not None:
+                kept.settle(result.run, result.changed)
             done = min(source.size, (result.run.first + result.run.blocks) * geometry.block_size)
             report(BackupProgress(done, source.size, stored()))
     return changed
 
 
-def _put(writer: NativeWriter, block: EncodedBlock | Reference | int) -> bool:
+def _put(writer: NativeWriter, block: Examined) -> bool:
     """Hand one block to the writer; tell whether it differs from the parent's."""
     if isinstance(block, EncodedBlock):
         writer.write(block)
+    elif isinstance(block, StoredFrame):
+        writer.keep(block)
     elif isinstance(block, Reference):
         writer.refer(*block)
         return False
@@ -336,26 +384,31 @@ class BlockWorker:
         size = self._geometry.block_size
         offset = run.first * size
         raw = memoryview(self._read(offset, min(run.blocks * size, self._size - offset)))
+        stored = {(frame.block, frame.digest): frame for frame in run.stored}
         changed = []
         for block in range(run.first, run.first + run.blocks):
             at = (block - run.first) * size
-            differing = self._examine(block, raw[at : at + size])
+            differing = self._examine(block, raw[at : at + size], stored)
             if differing is not None:
                 changed.append(differing)
         return _Done(run, len(raw), tuple(changed))
 
-    def _examine(self, block: int, raw: memoryview) -> EncodedBlock | Reference | int | None:
-        """Return a changed block: encoded, a reference, or its number for zeros; None when unchanged."""
+    def _examine(
+        self, block: int, raw: memoryview, stored: Mapping[tuple[int, bytes], StoredFrame]
+    ) -> Examined | None:
+        """Return a changed block; None when unchanged."""
         raw_digest = digest(raw)
         known = self._parent.record(block, len(raw)) if self._parent is not None else None
         if raw_digest == zero_digest(len(raw)):
             return None if known is not None and known.state == State.ZERO else block
         if self._base is not None and (same := self._base.same(block, raw_digest, len(raw))) is not None:
             return same
+        is_data = known is not None and known.state == State.DATA
+        if known is not None and is_data and known.digest == raw_digest:
+            return None
+        if (there := stored.get((block, raw_digest))) is not None:
+            return there
         older = None
-        if self._parent is not None and known is not None and known.state == State.DATA:
-            if known.digest == raw_digest:
-                return None
-            if len(raw) >= self._shortest:
-                older = self._parent.older(block, len(raw), known)
+        if self._parent is not None and known is not None and is_data and len(raw) >= self._shortest:
+            older = self._parent.older(block, len(raw), known)
         return encode_block(self._image_id, block, raw, raw_digest, self._level, older)

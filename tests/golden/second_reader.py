@@ -169,7 +169,7 @@ class Image:
         end = len(self.content) - FOOTER
         need(offset >= HEADER and offset + FRAME <= end, "frame outside the file")
         h = self.content[offset : offset + FRAME]
-        need(h[:4] == b"MFfr" and h[4] in (1, 2, 3) and h[5] in (0, 1, 2), "frame header")
+        need(h[:4] == b"MFfr" and h[4] in (1, 2, 3, 4) and h[5] in (0, 1, 2), "frame header")
         size = number(h, 8, 4)
         need(offset + FRAME + size <= end, "payload outside the file")
         need(length is None or length == FRAME + size, "frame length")

@@ -17,7 +17,7 @@ from imageformat.errors import CorruptImageError, IncompleteImageError, Unsuppor
 from imageformat.layer import ImageType
 
 MAGIC = b"\x89MFI\r\n\x1a\n"
-VERSION = (0, 2)
+VERSION = (0, 3)
 HEADER_SIZE = 4096
 FOOTER_SIZE = 512
 FOOTER_MAGIC = b"MFI-END\n"
@@ -74,6 +74,8 @@ class FrameKind(enum.IntEnum):
     BLOCK = 1
     PAGE = 2
     ANCESTORS = 3
+    VOID = 4
+    """Says nothing; its payload is what it once was."""
 
 
 class ExtensionType(enum.IntEnum):

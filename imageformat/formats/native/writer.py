@@ -27,7 +27,9 @@ from imageformat.formats.native.structs import (
     pack_record,
     page_number,
 )
+from imageformat.formats.native.unfinished import StoredFrame
 from imageformat.layer import Ancestry
+from imageformat.storage.unfinished import ResumableWriter
 
 if TYPE_CHECKING:
     from imageformat.device import BlockDevice
@@ -93,8 +95,9 @@ def _frame(
 class NativeWriter:
     """Appends blocks in ascending order and publishes the image at the end. One thread.
 
-    Blocks neither written, referred to nor filled are inherited from ``parent``. A block of zeros must be
-    filled as ZERO, never written, so that equal disks have equal roots.
+    Blocks neither written, kept, referred to nor filled are inherited from ``parent``. A block of zeros must
+    be filled as ZERO, never written, so that equal disks have equal roots. A target
+    that holds something is an unfinished image with the same id, which is gone on with.
     """
 
     def __init__(
@@ -114,17 +117,24 @@ class NativeWriter:
         self._counts = dict.fromkeys((State.DATA, State.ZERO, State.UNUSED, State.BAD), 0)
         self._raw_bytes = 0
         self._stored_bytes = 0
-        target.append(self._header_bytes)
+        if isinstance(target, ResumableWriter) and target.position:
+            target.overwrite(0, self._header_bytes)
+        else:
+            target.append(self._header_bytes)
 
     def write(self, encoded: EncodedBlock) -> None:
         """Append one block; blocks come in ascending order."""
         offset = self._target.position
         self._target.append(encoded.frame)
-        record = Record(encoded.digest, offset, len(encoded.frame), State.DATA, self._header.depth)
-        self._builder.put(encoded.block, record)
+        self.keep(StoredFrame(encoded.block, offset, len(encoded.frame), encoded.raw_length, encoded.digest))
+
+    def keep(self, frame: StoredFrame) -> None:
+        """Say that the frame of a block stands in the file already; blocks come in ascending order."""
+        record = Record(frame.digest, frame.offset, frame.length, State.DATA, self._header.depth)
+        self._builder.put(frame.block, record)
         self._counts[State.DATA] += 1
-        self._raw_bytes += encoded.raw_length
-        self._stored_bytes += len(encoded.frame)
+        self._raw_bytes += frame.raw_length
+        self._stored_bytes += frame.length
 
     def refer(self, block: int, record: Record) -> None:
         """Say that an older file holds a block, where no parent's index says so; in ascending order."""

@@ -74,6 +74,9 @@ RateLimit = Annotated[
     int | None,
     typer.Option("--rate-limit", min=1, metavar="MIB", help="Read at most so many MiB a second."),
 ]
+NoResume = Annotated[
+    bool, typer.Option("--no-resume", help="Throw away what an interrupted backup left; start anew.")
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Read the new image back and verify every block.")]
 
 EXAMPLES = """\
@@ -100,12 +103,14 @@ def run(
     raw: Raw = False,
     threads: Threads = 0,
     rate_limit: RateLimit = None,
+    no_resume: NoResume = False,
     verify_after: Verify = False,
 ) -> int:
     """Image SOURCE into REPO. The first image of a set is full; later ones hold only what changed.
 
     The free space of file systems is left out and reads as zeros, unless one is in use or not sound.
-    Nothing appears in the repository before the image is complete, durable and read back.
+    Nothing appears in the repository before the image is complete, durable and read back. What an
+    interrupted backup had stored is kept for the next one, as far as SOURCE, read again, still holds it.
     """
     device = open_source(source)
     try:
@@ -118,6 +123,7 @@ def run(
             differences=not whole_blocks,
             threads=threads,
             any_source=set_name is not None,
+            resume=not no_resume,
         )
         opened = Repository(LocalStorage(repository.absolute()))
         try:
@@ -231,6 +237,7 @@ def _backup(
             parent=parent,
             unused=unused,
             report=report,
+            tell=out.note,
         )
 
 
