@@ -7,7 +7,6 @@ Nothing is visible before the image is durable and has been read back.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import socket
 import sys
 import time
@@ -20,14 +19,15 @@ import msgspec
 
 from engine.pipeline import default_threads, ordered_map
 from engine.plan import NATIVE_SUFFIX, BackupPlan, block_runs, image_name, plan_backup
-from engine.resume import Kept, data_left, find_unfinished, kept_when_interrupted
+from engine.rescue import MAX_BAD_BYTES, BadBlock, BadRange, Rescuer, damaged_block
+from engine.resume import data_left, kept_when_interrupted, start_image
 from imageformat.codec import DEFAULT_LEVEL, MIN_DELTA_LENGTH, digest, zero_digest
 from imageformat.device import BlockDevice
 from imageformat.errors import ChainError, ImageError, SourceMismatchError
 from imageformat.extent import ExtentKind, overlay
 from imageformat.formats.native.foreignbase import BaseBlocks, Reference, foreign_base, stands_on_foreign
 from imageformat.formats.native.older import ParentBlocks
-from imageformat.formats.native.reader import native_layers, resolved_index
+from imageformat.formats.native.reader import has_partial_blocks, native_layers, resolved_index
 from imageformat.formats.native.structs import (
     DELTA_FRAMES,
     DELTA_FRAMES_NAME,
@@ -36,6 +36,8 @@ from imageformat.formats.native.structs import (
     NO_ROOT,
     NO_UUID,
     PAGE_BITS,
+    PARTIAL_BLOCKS,
+    PARTIAL_BLOCKS_NAME,
     ExtensionType,
     Header,
     State,
@@ -43,18 +45,16 @@ from imageformat.formats.native.structs import (
 from imageformat.formats.native.unfinished import StoredFrame
 from imageformat.formats.native.writer import NO_ANCESTORS, EncodedBlock, NativeWriter, encode_block
 from imageformat.layer import Ancestor, ImageInfo, ImageType
-from imageformat.storage.unfinished import ResumableStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-    from uuid import UUID
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from engine.plan import Run
+    from engine.resume import Kept
     from imageformat.chain import Chain
     from imageformat.extent import Extent
     from imageformat.formats.native.index import Geometry
     from imageformat.repository import ImageSet, Point, Repository
-    from imageformat.storage import ObjectWriter
 
 DEFAULT_BLOCK_SIZE = 64 << 10
 _FILLS = {ExtentKind.ZERO: State.ZERO, ExtentKind.UNUSED: State.UNUSED}
@@ -94,6 +94,8 @@ class BackupOptions:
     """0: as many as pay."""
     any_source: bool = False
     """Continue a set although its last image is of another source."""
+    rescue: bool = False
+    """Go on past any number of bad sectors; else past `engine.rescue.MAX_BAD_BYTES`."""
     resume: bool = True
     """Go on with what an interrupted backup of the same source left; else it is thrown away."""
 
@@ -116,10 +118,21 @@ class BackupResult:
     changed_blocks: int
     seconds: float
     warning: str = ""
+    bad_bytes: int = 0
+    """Of sectors that could not be read; they are BAD in the image."""
+    bad: tuple[BadRange, ...] = ()
+    """Where they are, as far as remembered one by one."""
 
 
-Examined: TypeAlias = EncodedBlock | StoredFrame | Reference | int
-"""A block that differs from the parent's: encoded, stored already, in a base, or its number for zeros."""
+Examined: TypeAlias = EncodedBlock | StoredFrame | Reference | BadBlock | int
+"""A block that differs from the parent's: encoded, stored, in a base, BAD, or its number for zeros."""
+
+
+class _Written(NamedTuple):
+    key: str
+    info: ImageInfo
+    changed: int
+    rescuer: Rescuer
 
 
 class _Done(NamedTuple):
@@ -161,15 +174,24 @@ def backup(
         plan = plan_backup(image_set, options.type, parent)
         job = _Job(source, unused, repository, image_set, options, origin, report, tell, clock_ns())
         try:
-            key, info, changed = _write_image(job, plan, _open_parent(repository, plan))
+            written = _write_image(job, plan, _open_parent(repository, plan))
         except (ImageError, ChainError) as error:
             if plan.parent is None or not plan.parent.file_name.endswith(NATIVE_SUFFIX):
                 raise
             reason = f"the chain cannot be continued: {error}"
             plan = BackupPlan(ImageType.FULL, None, plan.number, reason)
-            key, info, changed = _write_image(job, plan, None)
+            written = _write_image(job, plan, None)
         repository.image_set(set_name)
-    return BackupResult(info, set_name, key, changed, time.monotonic() - started, plan.warning)
+    return BackupResult(
+        written.info,
+        set_name,
+        written.key,
+        written.changed,
+        time.monotonic() - started,
+        plan.warning,
+        written.rescuer.bad_bytes,
+        written.rescuer.all_ranges(),
+    )
 
 
 def check_source(image_set: ImageSet, origin: dict[str, object]) -> None:
@@ -251,18 +273,25 @@ def _features(options: BackupOptions, chain: Chain | None) -> dict[int, tuple[in
         found[DELTA_FRAMES] = DELTA_FRAMES_NAME
     if chain is not None and stands_on_foreign(chain.layer):
         found[FOREIGN_BASE] = FOREIGN_BASE_NAME
+    if chain is not None and has_partial_blocks(chain.layer(chain.depth)):
+        found[PARTIAL_BLOCKS] = PARTIAL_BLOCKS_NAME
     return found
 
 
-def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> tuple[str, ImageInfo, int]:
+def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> _Written:
     header = _header(job, plan, chain)
     parent: ParentBlocks | BaseBlocks | None = None
     ancestors = NO_ANCESTORS
     if chain is not None:
         ancestors = chain.ancestors().followed_by(Ancestor(chain.info.id, chain.info.root))
         parent = _parent_blocks(chain, header.block_size)
-    target, header, kept = _start(job, plan, header)
-    key = f"{job.image_set.prefix}{_name(plan, header, header.image_id)}"
+    storage, prefix = job.repository.storage, job.image_set.prefix
+    name = partial(image_name, plan.number, plan.type, header.created_ns)
+    target, header, kept = start_image(
+        storage, prefix, header, name, resume=job.options.resume, tell=job.tell
+    )
+    read = job.source.lend if isinstance(job.source, Lender) else job.source.pread
+    rescuer = Rescuer(job.source, read, None if job.options.rescue else MAX_BAD_BYTES)
     last = BackupProgress(0, job.source.size, 0)
 
     def report(progress: BackupProgress) -> None:
@@ -274,27 +303,10 @@ def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> tuple[str,
         index = parent.index if isinstance(parent, ParentBlocks) else None
         writer = NativeWriter(target, header, index, ancestors)
         changed = copy_blocks(
-            job.source, job.extents(), writer, parent, job.options, report, lambda: target.position, kept
+            *(job.source, job.extents(), writer, parent, job.options, report, lambda: target.position),
+            *(rescuer, kept),
         )
-        return key, writer.commit(), changed
-
-
-def _start(job: _Job, plan: BackupPlan, header: Header) -> tuple[ObjectWriter, Header, Kept | None]:
-    """Start the image, or go on with what was left of it."""
-    storage, prefix = job.repository.storage, job.image_set.prefix
-    name = partial(_name, plan, header)
-    resumed = find_unfinished(storage, prefix, header, name, resume=job.options.resume)
-    if resumed is not None:
-        job.tell(f"continuing {resumed.name}: {resumed.percent} % was there")
-        return resumed.target, dataclasses.replace(header, image_id=resumed.image_id), Kept(resumed)
-    key = f"{prefix}{name(header.image_id)}"
-    if isinstance(storage, ResumableStorage):
-        return storage.create_resumable(key), header, None
-    return storage.create(key), header, None
-
-
-def _name(plan: BackupPlan, header: Header, image_id: UUID) -> str:
-    return image_name(plan.number, plan.type, header.created_ns, image_id)
+        return _Written(f"{prefix}{name(header.image_id)}", writer.commit(), changed, rescuer)
 
 
 def _parent_blocks(chain: Chain, block_size: int) -> ParentBlocks | BaseBlocks:
@@ -312,17 +324,18 @@ def copy_blocks(
     options: BackupOptions,
     report: Callable[[BackupProgress], None],
     stored: Callable[[], int],
+    rescuer: Rescuer,
     kept: Kept | None = None,
 ) -> int:
     """Read the source once and hand what differs from ``parent`` to the writer; return how many blocks.
 
-    ``extents`` cover the source; ZERO and UNUSED ones are not read.
+    ``extents`` cover the source; ZERO and UNUSED ones are not read. ``kept`` is what is stored already.
     """
     # A worker waits for the medium while it reads: one more than there are cores keeps these busy.
     threads = options.threads or default_threads() + 1
     geometry = writer.geometry
     longest = max(1, _JOB_BYTES // geometry.block_size)
-    worker = BlockWorker(source, writer.image_id, geometry, parent, options)
+    worker = BlockWorker(source, rescuer, writer.image_id, geometry, parent, options)
     runs = block_runs(extents, source.size, geometry.block_size, longest)
     if kept is not None:
         runs = kept.lead(runs)
@@ -348,6 +361,8 @@ def _put(writer: NativeWriter, block: Examined) -> bool:
     elif isinstance(block, Reference):
         writer.refer(*block)
         return False
+    elif isinstance(block, BadBlock):
+        writer.fill(block.block, 1, State.BAD)
     else:
         writer.fill(block, 1, State.ZERO)
     return True
@@ -363,13 +378,14 @@ class BlockWorker:
     def __init__(
         self,
         source: BlockDevice,
+        rescuer: Rescuer,
         image_id: bytes,
         geometry: Geometry,
         parent: ParentBlocks | BaseBlocks | None,
         options: BackupOptions,
     ) -> None:
         self._size = source.size
-        self._read = source.lend if isinstance(source, Lender) else source.pread
+        self._rescuer = rescuer
         self._image_id = image_id
         self._geometry = geometry
         self._parent = parent if isinstance(parent, ParentBlocks) else None
@@ -383,22 +399,29 @@ class BlockWorker:
             return _Done(run, 0, ())
         size = self._geometry.block_size
         offset = run.first * size
-        raw = memoryview(self._read(offset, min(run.blocks * size, self._size - offset)))
+        raw, bad = self._rescuer.read(offset, min(run.blocks * size, self._size - offset))
         stored = {(frame.block, frame.digest): frame for frame in run.stored}
         changed = []
         for block in range(run.first, run.first + run.blocks):
             at = (block - run.first) * size
-            differing = self._examine(block, raw[at : at + size], stored)
+            here = [(gap.offset - offset - at, gap.length) for gap in bad if gap.meets(offset + at, size)]
+            differing = self._examine(block, raw[at : at + size], here, stored)
             if differing is not None:
                 changed.append(differing)
         return _Done(run, len(raw), tuple(changed))
 
     def _examine(
-        self, block: int, raw: memoryview, stored: Mapping[tuple[int, bytes], StoredFrame]
+        self,
+        block: int,
+        raw: memoryview,
+        bad: Sequence[tuple[int, int]],
+        stored: Mapping[tuple[int, bytes], StoredFrame],
     ) -> Examined | None:
         """Return a changed block; None when unchanged."""
-        raw_digest = digest(raw)
         known = self._parent.record(block, len(raw)) if self._parent is not None else None
+        if bad:
+            return damaged_block(self._image_id, block, raw, bad, known, stored, self._level)
+        raw_digest = digest(raw)
         if raw_digest == zero_digest(len(raw)):
             return None if known is not None and known.state == State.ZERO else block
         if self._base is not None and (same := self._base.same(block, raw_digest, len(raw))) is not None:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 HEAD = 1 << 20
 """Written last."""
-_FILLS = frozenset({ExtentKind.ZERO, ExtentKind.UNUSED})
+_FILLS = frozenset({ExtentKind.ZERO, ExtentKind.UNUSED, ExtentKind.BAD})
+"""Written as zeros: of BAD sectors nothing is known, and what the target held there would be worse."""
 _STEP = 1 << 20
 """What a worker decodes and writes at a time: shorter direct writes cost more than they gain."""
 
@@ -46,6 +47,8 @@ class RestoreResult:
     """Bytes of data; the rest was made to read as zeros."""
     verified: bool
     seconds: float
+    bad_bytes: int = 0
+    """Of sectors that were unreadable at the source: zeros were written there."""
 
 
 def restore(
@@ -58,11 +61,12 @@ def restore(
 ) -> RestoreResult:
     """Make the first ``view.size`` bytes of ``target`` equal to ``view``, and flush.
 
-    With ``check``, everything is read back from the target and compared.
+    Sectors that were unreadable at the source become zeros. With ``check``, everything is read back from the
+    target and compared.
 
     Raises:
         TargetTooSmallError: before anything is written.
-        CorruptImageError, UnreadableBlockError: the image cannot prove a block.
+        CorruptImageError: the image cannot prove a block.
         DestinationError: the target failed.
         VerificationError: the target does not give back what was written.
     """
@@ -71,12 +75,13 @@ def restore(
             f"the target has {target.size} bytes, the disk in the image {view.size}; use a larger one"
         )
     started = time.monotonic()
-    written = done = 0
+    written = done = bad = 0
     for part in _body_then_head(view.size):
         with contextlib.closing(_written(view, target, threads, part)) as extents:
             for extent in extents:
                 if extent.kind in _FILLS:
                     target.zero(extent.offset, extent.length)
+                    bad += extent.length if extent.kind is ExtentKind.BAD else 0
                 else:
                     written += extent.length
                 done += extent.length
@@ -85,7 +90,7 @@ def restore(
     if check:
         target.evict()
         compare(view, target, threads=threads, report=report)
-    return RestoreResult(view.size, written, check, time.monotonic() - started)
+    return RestoreResult(view.size, written, check, time.monotonic() - started, bad)
 
 
 def _body_then_head(size: int) -> tuple[tuple[int, int], ...]:

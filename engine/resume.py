@@ -8,6 +8,7 @@ compressing and writing. docs/decisions/0013-resume.md says why.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +21,7 @@ from imageformat.errors import (
     VerificationError,
 )
 from imageformat.extent import ExtentKind
-from imageformat.formats.native.structs import HEADER_SIZE, KNOWN_INCOMPATIBLE
+from imageformat.formats.native.structs import HEADER_SIZE, KNOWN_INCOMPATIBLE, PARTIAL_BLOCKS
 from imageformat.formats.native.unfinished import (
     StoredFrame,
     StoredFrames,
@@ -42,6 +43,41 @@ if TYPE_CHECKING:
 _MIB = 1 << 20
 
 
+class Started(NamedTuple):
+    """An image that is being written, by a new writer or an earlier one's."""
+
+    target: ObjectWriter
+    header: Header
+    kept: Kept | None
+    """What is stored already."""
+
+
+def start_image(
+    storage: Storage,
+    prefix: str,
+    header: Header,
+    name: Callable[[UUID], str],
+    *,
+    resume: bool,
+    tell: Callable[[str], None],
+) -> Started:
+    """Start an image, or go on with what was left of one like it; ``tell`` is told so.
+
+    ``name`` gives its file name by its id. What else was left unfinished in the set is removed, and that one
+    too unless ``resume``. The set is locked meanwhile.
+
+    Raises:
+        DestinationError, StorageError, AccessDeniedError
+    """
+    if not isinstance(storage, ResumableStorage):
+        return Started(storage.create(f"{prefix}{name(header.image_id)}"), header, None)
+    resumed = _find(storage, prefix, header, name, resume=resume)
+    if resumed is None:
+        return Started(storage.create_resumable(f"{prefix}{name(header.image_id)}"), header, None)
+    tell(f"continuing {resumed.name}: {resumed.percent} % was there")
+    return Started(resumed.target, dataclasses.replace(header, image_id=resumed.image_id), Kept(resumed))
+
+
 class Resumed(NamedTuple):
     """An unfinished image that is gone on with."""
 
@@ -54,20 +90,10 @@ class Resumed(NamedTuple):
     """How much of the disk the earlier runs had passed."""
 
 
-def find_unfinished(
-    storage: Storage, prefix: str, header: Header, name: Callable[[UUID], str], *, resume: bool
+def _find(
+    storage: ResumableStorage, prefix: str, header: Header, name: Callable[[UUID], str], *, resume: bool
 ) -> Resumed | None:
-    """Return the unfinished image of a set that the image with ``header`` can go on with, if there is one.
-
-    ``name`` gives the file name of an image by its id. All others of the set are removed, and that one too
-    unless ``resume``. The set is locked meanwhile.
-
-    Raises:
-        DestinationError, StorageError, AccessDeniedError
-    """
     chosen: Resumed | None = None
-    if not isinstance(storage, ResumableStorage):
-        return None
     for key in storage.unfinished(prefix):
         if chosen is None and resume:
             chosen = _opened(storage, prefix, key, header, name)
@@ -105,7 +131,8 @@ def _continues(old: Header, new: Header) -> bool:
         getattr(old, field) == getattr(new, field)
         for field in ("disk_size", "sector_size", "block_size", "page_bits", "parent_id", "parent_root")
     )
-    return same and not old.incompatible & ~new.incompatible & KNOWN_INCOMPATIBLE and _same_source(old, new)
+    needed = KNOWN_INCOMPATIBLE & ~PARTIAL_BLOCKS  # which is said when all is read
+    return same and not old.incompatible & ~new.incompatible & needed and _same_source(old, new)
 
 
 def _same_source(old: Header, new: Header) -> bool:

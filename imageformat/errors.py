@@ -18,6 +18,7 @@ The message is one line: what is wrong, where, and what to do about it.
         ChainCycleError                22
       SourceError
         SourceReadError                30   the source answered EIO, or is gone
+          BadSectorError               32   more sectors are unreadable than are passed without being told to
         SourceMismatchError            31   the set holds images of something else
       DestinationError                 40   the target of a write failed
         DestinationFullError           41
@@ -134,6 +135,12 @@ class SourceReadError(SourceError):
     """The source could not be opened, answered an I/O error, shrank, or vanished."""
 
     exit_code = 30
+
+
+class BadSectorError(SourceReadError):
+    """Sectors of the source cannot be read, more than are passed without ``--rescue``."""
+
+    exit_code = 32
 
 
 class SourceMismatchError(SourceError):

@@ -125,7 +125,8 @@ class ImageView:
         keys = [self._key(ref) for ref in refs]
         if len(self._keys) > _KEYS_REMEMBERED:
             self._keys.clear()
-        self._keys.update((ref.block, key) for ref, key in zip(refs, keys, strict=True))
+        # What of a block with BAD sectors may be served is looked up each time.
+        self._keys.update((ref.block, key) for ref, key in zip(refs, keys, strict=True) if not ref.partial)
         return self._cache.get_many(keys, lambda missing: self._load([refs[index] for index in missing]))
 
     def _key(self, ref: BlockRef) -> tuple[bytes, int, int, int, int, bytes]:

@@ -11,7 +11,20 @@ if TYPE_CHECKING:
 
 
 @runtime_checkable
-class ResumableWriter(ObjectWriter, Protocol):
+class RewritableWriter(ObjectWriter, Protocol):
+    """A writer that can go back."""
+
+    def overwrite(self, offset: int, data: bytes) -> None:
+        """Replace bytes before `position`.
+
+        Raises:
+            DestinationFullError, DestinationReadOnlyError, DestinationError
+        """
+        ...
+
+
+@runtime_checkable
+class ResumableWriter(RewritableWriter, Protocol):
     """A writer whose object stays when it is not finished: after `suspend`, and when the process dies.
 
     Nobody sees it before `commit`, which publishes as that of every other writer does. What a dead process
@@ -31,14 +44,6 @@ class ResumableWriter(ObjectWriter, Protocol):
 
         Raises:
             DestinationError
-        """
-        ...
-
-    def overwrite(self, offset: int, data: bytes) -> None:
-        """Replace bytes before `position`.
-
-        Raises:
-            DestinationFullError, DestinationReadOnlyError, DestinationError
         """
         ...
 

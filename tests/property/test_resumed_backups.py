@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import random
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,10 +26,7 @@ from imageformat.storage import localwriter
 from imageformat.storage.local import LocalStorage
 from imageformat.storage.localwriter import LocalResumableWriter
 from imageformat.storage.memory import MemoryStorage
-
-
-class Killed(BaseException):
-    """What stands for a kill."""
+from support.interrupted import Killed, damage, killed_at
 
 
 @dataclass
@@ -80,37 +76,6 @@ class Repo:
             (other,) = repository.image_set(SET).points
             assert other.info
             assert other.info.root == result.info.root
-
-
-@contextlib.contextmanager
-def killed_at(number: int, *, flushed: int = 3000) -> Iterator[None]:
-    """Die at an append: what was not flushed by then is lost."""
-    append, count = LocalResumableWriter.append, [0]
-
-    def counting(self: LocalResumableWriter, data: bytes) -> None:
-        count[0] += 1
-        if count[0] > number:
-            raise Killed
-        append(self, data)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(localwriter, "_BUFFER", flushed)
-        patch.setattr(LocalResumableWriter, "append", counting)
-        patch.setattr(LocalResumableWriter, "suspend", lambda self: self._close() or False)
-        yield
-
-
-def damage(path: Path, how: str, chance: random.Random) -> None:
-    """What a power cut does to the end of a file that nobody synced."""
-    content = bytearray(path.read_bytes())
-    at = chance.randrange(len(content) + 1)
-    if how == "cut":
-        del content[at:]
-    elif how == "zeros":
-        content[at:] = bytes(len(content) - at)
-    elif how == "longer":
-        content += bytes(chance.randrange(9000))
-    path.write_bytes(content)
 
 
 interruptions = st.lists(

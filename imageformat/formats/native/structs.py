@@ -6,6 +6,7 @@ docs/format.md does not allow.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import struct
 from dataclasses import dataclass
@@ -36,9 +37,12 @@ DELTA_FRAMES = 1 << 0
 """Incompatible feature: a block may be stored as what differs from an older version of it."""
 FOREIGN_BASE = 1 << 1
 """Incompatible feature: depth 0 of the chain is an image of another tool; records name places on its disk."""
-KNOWN_INCOMPATIBLE = DELTA_FRAMES | FOREIGN_BASE
+PARTIAL_BLOCKS = 1 << 3
+"""Incompatible feature: a block may be stored of which some sectors were unreadable at the source."""
+KNOWN_INCOMPATIBLE = DELTA_FRAMES | FOREIGN_BASE | PARTIAL_BLOCKS
 DELTA_FRAMES_NAME = (1, b"\0\0sub-block deltas")
 FOREIGN_BASE_NAME = (1, b"\0\1base of another tool")
+PARTIAL_BLOCKS_NAME = (1, b"\0\3blocks with unreadable sectors")
 """Their names, as extension records, for readers that lack them."""
 
 NO_UUID = UUID(int=0)
@@ -66,6 +70,12 @@ class State(enum.IntEnum):
     UNUSED = 3
     BAD = 4
     PAGE = 5
+    PARTIAL = 7
+    """Stored, but some sectors of it are BAD."""
+
+
+STORED_STATES = frozenset({State.DATA, State.PARTIAL})
+"""States of blocks that have a frame."""
 
 
 class FrameKind(enum.IntEnum):
@@ -178,6 +188,17 @@ def unpack_record(page: bytes, position: int) -> Record:
 def fill_record(state: State, layer: int) -> bytes:
     """Return the record of a block, or of a whole subtree, that is filled with one state."""
     return _RECORD.pack(bytes(16), 0, 0, state | layer << 8)
+
+
+def with_partial_blocks(header: Header) -> Header:
+    """Return a header that says that blocks of the image, or of an ancestor, have BAD sectors."""
+    if header.incompatible & PARTIAL_BLOCKS:
+        return header
+    return dataclasses.replace(
+        header,
+        incompatible=header.incompatible | PARTIAL_BLOCKS,
+        extensions=(PARTIAL_BLOCKS_NAME, *header.extensions),
+    )
 
 
 def pack_header(header: Header) -> bytes:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.cache import BlockCache
 from imageformat.codec import Codec, digest, encode, encode_delta
-from imageformat.errors import VerificationError
+from imageformat.errors import DestinationError, VerificationError
 from imageformat.formats.native.builder import IndexBuilder
 from imageformat.formats.native.index import Geometry, ResolvedIndex, logical_root
+from imageformat.formats.native.partial import pack_partial
 from imageformat.formats.native.reader import open_native
 from imageformat.formats.native.structs import (
     FOOTER_SIZE,
+    PARTIAL_BLOCKS,
     RECORD_SIZE,
     Counts,
     Footer,
@@ -26,10 +28,11 @@ from imageformat.formats.native.structs import (
     pack_header,
     pack_record,
     page_number,
+    with_partial_blocks,
 )
 from imageformat.formats.native.unfinished import StoredFrame
 from imageformat.layer import Ancestry
-from imageformat.storage.unfinished import ResumableWriter
+from imageformat.storage.unfinished import RewritableWriter
 
 if TYPE_CHECKING:
     from imageformat.device import BlockDevice
@@ -51,6 +54,7 @@ class EncodedBlock(NamedTuple):
     digest: bytes
     raw_length: int
     frame: bytes
+    codec: int = Codec.ZSTD
 
 
 def encode_block(
@@ -73,6 +77,15 @@ def encode_block(
             codec, payload = difference
     frame = _frame(image_id, FrameKind.BLOCK, block, len(raw), raw_digest, codec, payload)
     return EncodedBlock(block, raw_digest, len(raw), frame)
+
+
+def encode_partial(
+    image_id: bytes, block: int, raw: bytes, bad_map: bytes, raw_digest: bytes, level: int
+) -> EncodedBlock:
+    """Compress and frame a block of which some sectors are BAD, zeros in ``raw``. Thread-safe."""
+    codec, payload = pack_partial(raw, bad_map, level)
+    frame = _frame(image_id, FrameKind.BLOCK, block, len(raw), raw_digest, codec, payload)
+    return EncodedBlock(block, raw_digest, len(raw), frame, codec)
 
 
 def _encode_difference(raw: bytes | memoryview, older: OlderBlock) -> tuple[Codec, bytes]:
@@ -115,9 +128,10 @@ class NativeWriter:
         self.geometry = Geometry(header.disk_size, header.block_size, header.page_bits)
         self._builder = IndexBuilder(self.geometry, header.depth, parent, self._emit_page)
         self._counts = dict.fromkeys((State.DATA, State.ZERO, State.UNUSED, State.BAD), 0)
+        self._has_partial = False
         self._raw_bytes = 0
         self._stored_bytes = 0
-        if isinstance(target, ResumableWriter) and target.position:
+        if isinstance(target, RewritableWriter) and target.position:
             target.overwrite(0, self._header_bytes)
         else:
             target.append(self._header_bytes)
@@ -126,11 +140,17 @@ class NativeWriter:
         """Append one block; blocks come in ascending order."""
         offset = self._target.position
         self._target.append(encoded.frame)
-        self.keep(StoredFrame(encoded.block, offset, len(encoded.frame), encoded.raw_length, encoded.digest))
+        self.keep(
+            StoredFrame(
+                encoded.block, offset, len(encoded.frame), encoded.raw_length, encoded.digest, encoded.codec
+            )
+        )
 
     def keep(self, frame: StoredFrame) -> None:
         """Say that the frame of a block stands in the file already; blocks come in ascending order."""
-        record = Record(frame.digest, frame.offset, frame.length, State.DATA, self._header.depth)
+        state = State.PARTIAL if frame.codec == Codec.PARTIAL else State.DATA
+        self._has_partial |= state == State.PARTIAL
+        record = Record(frame.digest, frame.offset, frame.length, state, self._header.depth)
         self._builder.put(frame.block, record)
         self._counts[State.DATA] += 1
         self._raw_bytes += frame.raw_length
@@ -149,6 +169,7 @@ class NativeWriter:
     def commit(self) -> ImageInfo:
         """Finish the index, make the image durable, prove it by reading back, and publish it."""
         top = self._builder.finish()
+        self._name_partial_blocks()
         ancestors_offset = ancestors_length = 0
         if self._ancestors:
             ancestors_offset = self._target.position
@@ -169,6 +190,16 @@ class NativeWriter:
         published: list[ImageInfo] = []
         self._target.commit(lambda device: published.append(self._read_back(device, footer)))
         return published[0]
+
+    def _name_partial_blocks(self) -> None:
+        """Say in the header that blocks have BAD sectors; that is known only when all were read."""
+        if not self._has_partial or self._header.incompatible & PARTIAL_BLOCKS:
+            return
+        if not isinstance(self._target, RewritableWriter):
+            raise DestinationError("this storage cannot take an image of a source with unreadable sectors")
+        self._header = with_partial_blocks(self._header)
+        self._header_bytes = pack_header(self._header)
+        self._target.overwrite(0, self._header_bytes)
 
     def _own_counts(self) -> Counts:
         return Counts(
