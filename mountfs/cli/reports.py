@@ -135,6 +135,8 @@ def backup_result(result: BackupResult, url: str) -> dict[str, object]:
         "changed_blocks": result.changed_blocks,
         "seconds": round(result.seconds, 3),
         "warning": result.warning or None,
+        "unreadable_bytes": result.bad_bytes,
+        "unreadable": [{"offset": gap.offset, "length": gap.length} for gap in result.bad],
         **info_result(result.info),
     }
 

@@ -173,6 +173,7 @@ class NativeLayer:
                 "bad_blocks": counts.bad_blocks,
                 "raw_bytes": counts.raw_bytes,
                 "stored_bytes": counts.stored_bytes,
+                **({"partial_blocks": True} if header.incompatible & PARTIAL_BLOCKS else {}),
             },
         )
 

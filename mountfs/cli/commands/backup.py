@@ -27,6 +27,7 @@ from mountfs.allocation.disk import DiskAllocation, read_allocation
 from mountfs.cli.command import Threads, command, path
 from mountfs.cli.render import Renderer, counted, format_duration, format_size
 from mountfs.cli.reports import UNUSED_KEY, backup_result, show_damages
+from mountfs.cli.unreadable import warn_of_bad_backup
 
 WARNING_EXIT = 3
 
@@ -74,6 +75,9 @@ RateLimit = Annotated[
     int | None,
     typer.Option("--rate-limit", min=1, metavar="MIB", help="Read at most so many MiB a second."),
 ]
+Rescue = Annotated[
+    bool, typer.Option("--rescue", help="Go on past any number of bad sectors; else past 32 KiB of them.")
+]
 NoResume = Annotated[
     bool, typer.Option("--no-resume", help="Throw away what an interrupted backup left; start anew.")
 ]
@@ -85,6 +89,7 @@ mountfs backup disk.img repo --type diff    all changes since the last full
 mountfs backup /dev/sdb2 /backups --set root --verify
 mountfs backup vm.img repo --base old.qcow2 what changed since old.qcow2
 mountfs backup /dev/sdc /evidence --raw     deleted files too
+mountfs backup /dev/sdd /backups --rescue   all that a failing disk still gives
 """
 
 
@@ -103,6 +108,7 @@ def run(
     raw: Raw = False,
     threads: Threads = 0,
     rate_limit: RateLimit = None,
+    rescue: Rescue = False,
     no_resume: NoResume = False,
     verify_after: Verify = False,
 ) -> int:
@@ -123,6 +129,7 @@ def run(
             differences=not whole_blocks,
             threads=threads,
             any_source=set_name is not None,
+            rescue=rescue,
             resume=not no_resume,
         )
         opened = Repository(LocalStorage(repository.absolute()))
@@ -140,16 +147,16 @@ def run(
                 out, limited, _origin(device, allocation), allocation, opened, name, options, parent_point
             )
             _show(out, opened, result, device.size)
+            bad = warn_of_bad_backup(out, result)
             if verify_after:
-                return _verify(out, opened, result)
+                return max(bad, _verify(out, opened, result))
         finally:
             opened.close()
     finally:
         device.close()
     if result.warning:
         out.warning(f"a full image was made: {result.warning}")
-        return WARNING_EXIT
-    return 0
+    return bad or (WARNING_EXIT if result.warning else 0)
 
 
 def _block_bytes(kib: int) -> int:

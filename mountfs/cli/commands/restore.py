@@ -19,6 +19,7 @@ from imageformat.repository import Access, Point
 from mountfs.cli.command import At, DiskNumber, PointName, Threads, Yes, command
 from mountfs.cli.images import disk_of, find_node, opened_point, parse_inner
 from mountfs.cli.render import Renderer, format_duration, format_size
+from mountfs.cli.unreadable import warn_of_bad_restore
 from mountfs.disktree import DiskTree
 from mountfs.session import Session
 from mountfs.volumes import Openers, read_layout
@@ -54,11 +55,12 @@ def run(
     yes: Yes = False,
     check: Check = False,
     threads: Threads = 0,
-) -> None:
+) -> int:
     """Write any point to a disk, a partition or a file, byte for byte.
 
     Asks before it overwrites anything. A file gets its name only when it is complete; on a device the first
-    mebibyte is written last, so that an interrupted restore never looks bootable.
+    mebibyte is written last, so that an interrupted restore never looks bootable. Sectors that were
+    unreadable at the source become zeros, and a warning.
     """
     name = parse_inner(image, point=point, at=at)
     if target.endswith("/"):
@@ -78,6 +80,7 @@ def run(
         finally:
             opened.abort()
         _tell(out, chosen, target, result)
+    return warn_of_bad_restore(out, result)
 
 
 @contextmanager
@@ -186,6 +189,7 @@ def _tell(out: Renderer, chosen: Point, target: str, result: RestoreResult) -> N
             "size": result.size,
             "written": result.written,
             "verified": result.verified,
+            "unreadable_bytes": result.bad_bytes,
             "seconds": round(result.seconds, 3),
         }
     )
