@@ -42,7 +42,7 @@ def find_unreadable(session: Session, point: Point, *, disk: int = 0) -> Unreada
         return Unreadable()
     view = session.view(point, disk=disk)
     size = count = 0
-    ranges = []
+    ranges: list[tuple[int, int]] = []
     for extent in view.extents(0, view.size):
         if extent.kind is ExtentKind.BAD:
             size, count = size + extent.length, count + 1
