@@ -81,7 +81,7 @@ class Repo:
 interruptions = st.lists(
     st.tuples(
         st.integers(0, 120),
-        st.sampled_from(["nothing", "cut", "zeros", "longer"]),
+        st.sampled_from(["nothing", "cut", "zeros", "flipped", "longer"]),
         st.lists(st.tuples(st.integers(0, 299), st.integers(1, 30)), max_size=2),
     ),
     min_size=1,

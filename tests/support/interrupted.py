@@ -36,13 +36,16 @@ def killed_at(number: int, *, flushed: int = 3000) -> Iterator[None]:
 
 
 def damage(path: Path, how: str, chance: random.Random) -> None:
-    """What a power cut does to the end of a file that nobody synced."""
+    """What a power cut does to the end of a file that nobody synced, and a bad medium to any of it."""
     content = bytearray(path.read_bytes())
     at = chance.randrange(len(content) + 1)
     if how == "cut":
         del content[at:]
     elif how == "zeros":
         content[at:] = bytes(len(content) - at)
+    elif how == "flipped":
+        for _ in range(3):
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
     elif how == "longer":
         content += bytes(chance.randrange(9000))
     path.write_bytes(content)
