@@ -65,6 +65,8 @@ class Repo:
         assert seen.read_all() == self.disk
         assert seen.own_counts() == seen.image.counts
         assert seen.computed_root() == seen.image.root == result.info.root
+        frames = [(frame.kind, frame.number) for frame in seen.image.scan() if frame.kind in {1, 2}]
+        assert len(set(frames)) == len(frames), "the file holds two versions of something"
         found = rebuild([layer for layer in seen.layers if layer is not None])
         salvaged = (bytes(BLOCK) if block in {ZERO, UNUSED} else block for block in found)
         assert (
