@@ -75,7 +75,12 @@ def start_image(
     if resumed is None:
         return Started(storage.create_resumable(f"{prefix}{name(header.image_id)}"), header, None)
     tell(f"continuing {resumed.name}: {resumed.percent} % was there")
-    return Started(resumed.target, dataclasses.replace(header, image_id=resumed.image_id), Kept(resumed))
+    try:
+        kept = Kept(resumed)
+    except BaseException:
+        resumed.target.suspend()
+        raise
+    return Started(resumed.target, dataclasses.replace(header, image_id=resumed.image_id), kept)
 
 
 class Resumed(NamedTuple):

@@ -185,7 +185,7 @@ class LocalStorage:
     def _remove_partials(self, folder: Path) -> None:
         try:
             for path in folder.glob(".*.part"):
-                if not path.is_dir() and not path.name.endswith(_UNFINISHED):
+                if path.is_symlink() or not (path.is_dir() or path.name.endswith(_UNFINISHED)):
                     path.unlink(missing_ok=True)
         except OSError as error:
             raise write_error(error, folder) from error

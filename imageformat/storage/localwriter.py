@@ -101,10 +101,15 @@ class LocalObjectWriter:
             self._flushed += done
             del self._buffer[:done]
         if self._flushed - self._synced >= _SYNC_EVERY:
-            self._lost = True
-            system.sync_data(self._fd)
-            self._lost = False
+            self._sync(system.sync_data)
             self._synced = self._flushed
+
+    def _sync(self, sync: Callable[[int], None]) -> None:
+        try:
+            sync(self._fd)
+        except OSError:
+            self._lost = True
+            raise
 
     def _push(self, end: int) -> None:
         """Start writing back what the page cache holds."""
@@ -116,9 +121,7 @@ class LocalObjectWriter:
         """See `ObjectWriter.commit`."""
         with self._attempt():
             self._flush(all_of_it=True)
-            self._lost = True
-            os.fsync(self._fd)
-            self._lost = False
+            self._sync(os.fsync)
             system.drop_cache(self._fd, 0, 0)
             if check is not None:
                 with contextlib.closing(LocalFile(self._part, self._pool)) as device:
