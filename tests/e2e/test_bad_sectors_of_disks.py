@@ -124,3 +124,33 @@ def test_bad_sectors_of_a_device(made: tuple[Path, int], tmp_path: Path) -> None
     with faulty_disk(content, lost) as file, loop_device(file, read_only=True) as device:
         told = mountfs("backup", device, tmp_path / "repo", "--set", "disk", "--json", code=4)
     assert told.facts["unreadable"] == [{"offset": offset, "length": length} for offset, length in lost]
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+def test_two_hundred_random_ranges_are_recorded_to_the_sector(tmp_path: Path) -> None:
+    chance, size = random.Random(18), 128 * MIB
+    content = tmp_path / "content"
+    content.write_bytes(noise(3, size))
+    bad: set[int] = set()
+    ranges = []
+    for _ in range(200):
+        length = SECTOR * int(2 ** chance.uniform(0, 10))
+        offset = chance.randrange((size - length) // SECTOR) * SECTOR
+        ranges.append((offset, length))
+        bad.update(range(offset // SECTOR, (offset + length) // SECTOR))
+    with faulty_disk(content, ranges) as disk:
+        told = mountfs(
+            "backup", disk, tmp_path / "repo", "--rescue", "--raw", "--json", code=4, patience=1200
+        )
+    assert told.facts["unreadable_bytes"] == len(bad) * SECTOR
+    mountfs("verify", tmp_path / "repo")
+    target = tmp_path / "restored.img"
+    mountfs("restore", f"{tmp_path}/repo/disk", target, code=4)
+    expected = bytearray(content.read_bytes())
+    for sector in bad:
+        expected[sector * SECTOR : (sector + 1) * SECTOR] = bytes(SECTOR)
+    assert target.read_bytes() == expected
+    found = mountfs("info", f"{tmp_path}/repo/disk", "--json").facts["unreadable"]
+    places = ((gap["offset"] // SECTOR, gap["length"] // SECTOR) for gap in found)
+    assert {sector for first, count in places for sector in range(first, first + count)} == bad
