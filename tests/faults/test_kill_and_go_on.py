@@ -80,7 +80,7 @@ def test_killed_backups_are_gone_on_with(tmp_path: Path, name: str) -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_two_hundred_kills(tmp_path: Path, name: str) -> None:
-    assert run_kills(tmp_path, name, 50) >= 20
+    assert run_kills(tmp_path, name, 50) >= 10
 
 
 def test_the_command_line_goes_on_and_says_so(tmp_path: Path) -> None:
