@@ -6,33 +6,34 @@ Nothing is visible before the image is durable and has been read back.
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import uuid4
 
 import msgspec
 
 from engine.changes.knowledge import (
-    NOTHING_INHERITED,
     NOTHING_KNOWN,
-    BlockRanges,
     Knowledge,
     Tracking,
-    without,
 )
-from engine.pipeline import default_threads, ordered_map
-from engine.plan import NATIVE_SUFFIX, BackupPlan, block_runs, image_name, plan_backup
-from imageformat.codec import DEFAULT_LEVEL, MIN_DELTA_LENGTH, digest, zero_digest
-from imageformat.device import BlockDevice
+from engine.imaging import BackupOptions, BackupProgress, Lender, Source, copy_blocks
+from engine.plan import NATIVE_SUFFIX, BackupPlan, image_name, plan_backup
+from engine.rescue import MAX_BAD_BYTES, BadRange, Rescuer
+from engine.resume import data_left, kept_when_interrupted, start_image
 from imageformat.errors import ChainError, ImageError, SourceMismatchError
-from imageformat.extent import ExtentKind, overlay
-from imageformat.formats.native.foreignbase import BaseBlocks, Reference, foreign_base, stands_on_foreign
+from imageformat.extent import overlay
+from imageformat.formats.native.foreignbase import BaseBlocks, foreign_base, stands_on_foreign
 from imageformat.formats.native.older import ParentBlocks
-from imageformat.formats.native.reader import NativeLayer, native_layers, resolved_index
+from imageformat.formats.native.reader import (
+    NativeLayer,
+    has_partial_blocks,
+    native_layers,
+    resolved_index,
+)
 from imageformat.formats.native.structs import (
     DELTA_FRAMES,
     DELTA_FRAMES_NAME,
@@ -43,72 +44,22 @@ from imageformat.formats.native.structs import (
     NO_ROOT,
     NO_UUID,
     PAGE_BITS,
+    PARTIAL_BLOCKS,
+    PARTIAL_BLOCKS_NAME,
     ExtensionType,
     Header,
-    State,
 )
-from imageformat.formats.native.writer import NO_ANCESTORS, EncodedBlock, NativeWriter, encode_block
+from imageformat.formats.native.writer import NO_ANCESTORS, NativeWriter
 from imageformat.layer import Ancestor, ImageInfo, ImageType
+
+__all__ = ["BackupOptions", "BackupProgress", "BackupResult", "Source", "backup", "check_source"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from engine.plan import Run
     from imageformat.chain import Chain
     from imageformat.extent import Extent
-    from imageformat.formats.native.index import Geometry
     from imageformat.repository import ImageSet, Point, Repository
-
-DEFAULT_BLOCK_SIZE = 64 << 10
-_FILLS = {
-    ExtentKind.ZERO: State.ZERO,
-    ExtentKind.UNUSED: State.UNUSED,
-    ExtentKind.EXCLUDED: State.EXCLUDED,
-}
-_JOB_BYTES = 1 << 20
-"""What one worker is given at a time: a disk answers few large questions faster than many small ones."""
-
-
-class Source(BlockDevice, Protocol):
-    """What a backup reads from."""
-
-    @property
-    def sector_size(self) -> int:
-        """Logical sector size in bytes."""
-        ...
-
-
-@runtime_checkable
-class Lender(Protocol):
-    """A source that need not copy what it has read."""
-
-    def lend(self, offset: int, size: int) -> memoryview:
-        """Return what `pread` does; it is overwritten when the same thread reads the next time."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class BackupOptions:
-    """How to image."""
-
-    type: ImageType | None = None
-    block_size: int = DEFAULT_BLOCK_SIZE
-    """Of a new chain; an image on a parent has its parent's."""
-    level: int = DEFAULT_LEVEL
-    differences: bool = True
-    """Store a changed block as what differs from an older version of it, where that is smaller."""
-    threads: int = 0
-    """0: as many as pay."""
-    any_source: bool = False
-    """Continue a set although its last image is of another source."""
-
-
-class BackupProgress(NamedTuple):
-    """How far a backup is, in bytes of the disk and of the image."""
-
-    done: int
-    total: int
-    stored: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +74,17 @@ class BackupResult:
     warning: str = ""
     changes: Knowledge = NOTHING_KNOWN
     """What was inherited without reading it, and how that was tested."""
+    bad_bytes: int = 0
+    """Of sectors that could not be read; they are BAD in the image."""
+    bad: tuple[BadRange, ...] = ()
+    """Where they are, as far as remembered one by one."""
 
 
-class _Done(NamedTuple):
-    run: Run
-    length: int
-    changed: tuple[EncodedBlock | Reference | int, ...]
-    """Encoded blocks, blocks that stay in a base, and the numbers of blocks that became zeros; ascending."""
+class _Written(NamedTuple):
+    key: str
+    info: ImageInfo
+    changed: int
+    rescuer: Rescuer
 
 
 def backup(
@@ -144,6 +99,7 @@ def backup(
     tracking: Tracking | None = None,
     excluded: Iterable[Extent] | None = None,
     report: Callable[[BackupProgress], None] = lambda _: None,
+    tell: Callable[[str], None] = lambda _: None,
     clock_ns: Callable[[], int] = time.time_ns,
 ) -> BackupResult:
     """Write one image of ``source`` into a set and publish it.
@@ -166,19 +122,29 @@ def backup(
             check_source(image_set, origin)
         plan = plan_backup(image_set, options.type, parent)
         job = _Job(
-            source, unused, excluded, repository, image_set, options, origin, report, clock_ns(), changes
+            *(source, unused, excluded, repository, image_set, options, origin, report, tell, clock_ns()),
+            changes,
         )
         try:
-            key, info, changed = _write_image(job, plan, _open_parent(repository, plan))
+            written = _write_image(job, plan, _open_parent(repository, plan))
         except (ImageError, ChainError) as error:
             if plan.parent is None or not plan.parent.file_name.endswith(NATIVE_SUFFIX):
                 raise
             reason = f"the chain cannot be continued: {error}"
             plan = BackupPlan(ImageType.FULL, None, plan.number, reason)
-            key, info, changed = _write_image(job, plan, None)
+            written = _write_image(job, plan, None)
         repository.image_set(set_name)
-    seconds = time.monotonic() - started
-    return BackupResult(info, set_name, key, changed, seconds, plan.warning, changes.knowledge)
+    return BackupResult(
+        written.info,
+        set_name,
+        written.key,
+        written.changed,
+        time.monotonic() - started,
+        plan.warning,
+        changes.knowledge,
+        written.rescuer.bad_bytes,
+        written.rescuer.all_ranges(),
+    )
 
 
 def check_source(image_set: ImageSet, origin: dict[str, object]) -> None:
@@ -211,6 +177,7 @@ class _Job:
     options: BackupOptions
     origin: dict[str, object]
     report: Callable[[BackupProgress], None]
+    tell: Callable[[str], None]
     now_ns: int
     tracking: Tracking
 
@@ -268,6 +235,8 @@ def _features(job: _Job, chain: Chain | None) -> dict[int, tuple[int, bytes]]:
         found[FOREIGN_BASE] = FOREIGN_BASE_NAME
     if job.excluded is not None or _excludes(chain):
         found[EXCLUDED_FILES] = EXCLUDED_FILES_NAME
+    if chain is not None and has_partial_blocks(chain.layer(chain.depth)):
+        found[PARTIAL_BLOCKS] = PARTIAL_BLOCKS_NAME
     return found
 
 
@@ -277,7 +246,7 @@ def _excludes(chain: Chain | None) -> bool:
     return isinstance(tip, NativeLayer) and bool(tip.header.incompatible & EXCLUDED_FILES)
 
 
-def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> tuple[str, ImageInfo, int]:
+def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> _Written:
     parent: ParentBlocks | BaseBlocks | None = None
     ancestors = NO_ANCESTORS
     if chain is not None:
@@ -286,18 +255,28 @@ def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> tuple[str,
     own_blocks = parent if isinstance(parent, ParentBlocks) else None
     known = job.tracking.ask(job.source, job.extents, own_blocks, chain.info if chain else None)
     header = _header(job, plan, chain, known)
-    name = image_name(plan.number, plan.type, header.created_ns, header.image_id)
-    target = job.repository.storage.create(f"{job.image_set.prefix}{name}")
-    try:
+    storage, prefix = job.repository.storage, job.image_set.prefix
+    name = partial(image_name, plan.number, plan.type, header.created_ns)
+    target, header, kept = start_image(
+        storage, prefix, header, name, resume=job.options.resume, tell=job.tell
+    )
+    read = job.source.lend if isinstance(job.source, Lender) else job.source.pread
+    rescuer = Rescuer(job.source, read, None if job.options.rescue else MAX_BAD_BYTES)
+    last = BackupProgress(0, job.source.size, 0)
+
+    def report(progress: BackupProgress) -> None:
+        nonlocal last
+        last = progress
+        job.report(progress)
+
+    with kept_when_interrupted(target, job.tell, lambda: data_left(job.extents(), last.done, last.stored)):
         index = parent.index if isinstance(parent, ParentBlocks) else None
         writer = NativeWriter(target, header, index, ancestors)
         changed = copy_blocks(
-            *(job.source, job.extents(), writer, parent, job.options, job.report, lambda: target.position),
-            inherited=known.inherited,
+            *(job.source, job.extents(), writer, parent, job.options, report, lambda: target.position),
+            *(rescuer, kept, known.inherited),
         )
-        return f"{job.image_set.prefix}{name}", writer.commit(), changed
-    finally:
-        target.abort()
+        return _Written(f"{prefix}{name(header.image_id)}", writer.commit(), changed, rescuer)
 
 
 def _parent_blocks(chain: Chain, block_size: int) -> ParentBlocks | BaseBlocks:
@@ -305,103 +284,3 @@ def _parent_blocks(chain: Chain, block_size: int) -> ParentBlocks | BaseBlocks:
     if base is not None:
         return BaseBlocks(base, block_size)
     return ParentBlocks(resolved_index(chain.layer(chain.depth), chain.layer), native_layers(chain.layer))
-
-
-def copy_blocks(
-    source: Source,
-    extents: Iterable[Extent],
-    writer: NativeWriter,
-    parent: ParentBlocks | BaseBlocks | None,
-    options: BackupOptions,
-    report: Callable[[BackupProgress], None],
-    stored: Callable[[], int],
-    inherited: BlockRanges = NOTHING_INHERITED,
-) -> int:
-    """Read the source once and hand what differs from ``parent`` to the writer; return how many blocks.
-
-    ``extents`` cover the source; ZERO, UNUSED and EXCLUDED ones are not read, and ``inherited`` blocks
-    neither.
-    """
-    # A worker waits for the medium while it reads: one more than there are cores keeps these busy.
-    threads = options.threads or default_threads() + 1
-    geometry = writer.geometry
-    longest = max(1, _JOB_BYTES // geometry.block_size)
-    worker = BlockWorker(source, writer.image_id, geometry, parent, options)
-    runs = without(block_runs(extents, source.size, geometry.block_size, longest), inherited)
-    changed = done = 0
-    with contextlib.closing(ordered_map(worker, runs, threads=threads)) as results:
-        for result in results:
-            if result.run.kind in _FILLS:
-                changed += writer.fill(result.run.first, result.run.blocks, _FILLS[result.run.kind])
-            changed += sum(_put(writer, block) for block in result.changed)
-            done = min(source.size, (result.run.first + result.run.blocks) * geometry.block_size)
-            report(BackupProgress(done, source.size, stored()))
-    return changed
-
-
-def _put(writer: NativeWriter, block: EncodedBlock | Reference | int) -> bool:
-    """Hand one block to the writer; tell whether it differs from the parent's."""
-    if isinstance(block, EncodedBlock):
-        writer.write(block)
-    elif isinstance(block, Reference):
-        writer.refer(*block)
-        return False
-    else:
-        writer.fill(block, 1, State.ZERO)
-    return True
-
-
-class BlockWorker:
-    """What a worker thread does with a run of blocks. Thread-safe.
-
-    It reads them too: copying what the kernel has cached costs as much as comparing it, and one thread that
-    read for all of them would keep them waiting.
-    """
-
-    def __init__(
-        self,
-        source: BlockDevice,
-        image_id: bytes,
-        geometry: Geometry,
-        parent: ParentBlocks | BaseBlocks | None,
-        options: BackupOptions,
-    ) -> None:
-        self._size = source.size
-        self._read = source.lend if isinstance(source, Lender) else source.pread
-        self._image_id = image_id
-        self._geometry = geometry
-        self._parent = parent if isinstance(parent, ParentBlocks) else None
-        self._base = parent if isinstance(parent, BaseBlocks) else None
-        self._level = options.level
-        self._shortest = MIN_DELTA_LENGTH if options.differences else sys.maxsize
-
-    def __call__(self, run: Run) -> _Done:
-        """Return what of a run differs from the parent."""
-        if run.kind in _FILLS:
-            return _Done(run, 0, ())
-        size = self._geometry.block_size
-        offset = run.first * size
-        raw = memoryview(self._read(offset, min(run.blocks * size, self._size - offset)))
-        changed = []
-        for block in range(run.first, run.first + run.blocks):
-            at = (block - run.first) * size
-            differing = self._examine(block, raw[at : at + size])
-            if differing is not None:
-                changed.append(differing)
-        return _Done(run, len(raw), tuple(changed))
-
-    def _examine(self, block: int, raw: memoryview) -> EncodedBlock | Reference | int | None:
-        """Return a changed block: encoded, a reference, or its number for zeros; None when unchanged."""
-        raw_digest = digest(raw)
-        known = self._parent.record(block, len(raw)) if self._parent is not None else None
-        if raw_digest == zero_digest(len(raw)):
-            return None if known is not None and known.state == State.ZERO else block
-        if self._base is not None and (same := self._base.same(block, raw_digest, len(raw))) is not None:
-            return same
-        older = None
-        if self._parent is not None and known is not None and known.state == State.DATA:
-            if known.digest == raw_digest:
-                return None
-            if len(raw) >= self._shortest:
-                older = self._parent.older(block, len(raw), known)
-        return encode_block(self._image_id, block, raw, raw_digest, self._level, older)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from imageformat.extent import Extent
+    from imageformat.formats.native.unfinished import StoredFrame
     from imageformat.repository import ImageSet, Point
 
 MAX_CHAIN = 1000
@@ -127,6 +128,8 @@ class Run(NamedTuple):
     first: int
     blocks: int
     kind: ExtentKind
+    stored: tuple[StoredFrame, ...] = ()
+    """What an unfinished image that is gone on with holds of them."""
 
 
 def block_runs(extents: Iterable[Extent], size: int, block_size: int, longest: int) -> Iterator[Run]:

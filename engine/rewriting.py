@@ -23,7 +23,9 @@ from imageformat.formats.native.structs import (
     FOREIGN_BASE,
     NO_ROOT,
     NO_UUID,
+    PARTIAL_BLOCKS,
     RECORD_SIZE,
+    STORED_STATES,
     ExtensionType,
     Header,
     Record,
@@ -31,6 +33,7 @@ from imageformat.formats.native.structs import (
     pack_frame,
     pack_record,
     unpack_record,
+    with_partial_blocks,
 )
 from imageformat.formats.native.writer import NO_ANCESTORS, EncodedBlock, NativeWriter, encode_block
 from imageformat.layer import Ancestor, BlockRef, ImageType
@@ -139,10 +142,11 @@ class _Rewriting:
         pairs = zip(_records(leaf), self._kept_records(page, len(leaf)), strict=True)
         for block, (mine, kept) in enumerate(pairs, first):
             raw_length = self._index.geometry.raw_length(block)
-            if mine.state != State.DATA:
+            if mine.state not in STORED_STATES:
                 self._writer.fill(block, 1, State(mine.state))
-            elif kept is None or (kept.state, kept.digest) != (State.DATA, mine.digest):
-                ref = BlockRef(mine.layer, mine.offset, mine.length, block, raw_length, mine.digest)
+            elif kept is None or (kept.state, kept.digest) != (mine.state, mine.digest):
+                partial = mine.state == State.PARTIAL
+                ref = BlockRef(mine.layer, mine.offset, mine.length, block, raw_length, mine.digest, partial)
                 self._writer.write(self._copied(ref))
 
     def _kept_records(self, page: int, size: int) -> Iterator[Record | None]:
@@ -168,7 +172,7 @@ class _Rewriting:
                 return self._encoded(ref, older)
             payload = memoryview(pack_record(older.record) + bytes(payload[RECORD_SIZE:]))
         moved = dataclasses.replace(header, image_id=self._writer.image_id)
-        return EncodedBlock(ref.block, ref.digest, ref.raw_length, pack_frame(moved, payload))
+        return EncodedBlock(ref.block, ref.digest, ref.raw_length, pack_frame(moved, payload), header.codec)
 
     def _encoded(self, ref: BlockRef, older: OlderBlock | None) -> EncodedBlock:
         raw = self._old.load((ref,))[0]
@@ -196,8 +200,9 @@ def _header(old: Header, image_id: UUID, parent: Chain | None, *, differences: b
     features = {EXCLUDED_FILES: EXCLUDED_FILES_NAME} if old.incompatible & EXCLUDED_FILES else {}
     if differences:
         features[DELTA_FRAMES] = DELTA_FRAMES_NAME
+    has_partial = old.incompatible & PARTIAL_BLOCKS
     kept = tuple(entry for entry in old.extensions if entry[0] != ExtensionType.FEATURE_NAME)
-    return dataclasses.replace(
+    header = dataclasses.replace(
         old,
         image_id=image_id,
         type=_type(old.type, on_parent=parent is not None),
@@ -207,3 +212,4 @@ def _header(old: Header, image_id: UUID, parent: Chain | None, *, differences: b
         incompatible=sum(features),
         extensions=(*features.values(), *kept),
     )
+    return with_partial_blocks(header) if has_partial else header

@@ -313,11 +313,13 @@ def _batches(layer: ImageLayer, base: ImageLayer | None, found: list[Damage]) ->
         holders[0] = base, Blame.CHAIN
     for number in range(len(layer.info.disks)):
         pending: dict[int, list[BlockRef]] = {depth: [] for depth in holders}
+        last = None  # a block with BAD sectors comes in several pieces
         for piece in _pieces(layer, number, found):
             source = piece.source
             if isinstance(source, Lost):
                 found.append(_damage(source.error, piece.offset, piece.length, disk=number))
-            elif isinstance(source, BlockRef) and source.layer in pending:
+            elif isinstance(source, BlockRef) and source.layer in pending and source != last:
+                last = source
                 refs = pending[source.layer]
                 refs.append(source)
                 if len(refs) == _BATCH:

@@ -30,6 +30,7 @@ from engine.differing import (
 from engine.pipeline import default_threads, ordered_map
 from engine.writerecord import Kept
 from imageformat.errors import VerificationError
+from imageformat.extent import Extent, ExtentKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -99,6 +100,8 @@ class Tally:
     """Made to read as zeros, where that was not known."""
     skipped: int = 0
     """Found, or known, to be there already."""
+    bad: int = 0
+    """Unreadable when the source was imaged: zeros were written there."""
     verified: bool = False
     stale: bool = False
     """The record of the last run turned out wrong, and everything was compared."""
@@ -192,9 +195,15 @@ class _Run:
         self._checkpoint(pending)
 
     def _worked(self, start: int, end: int) -> Generator[tuple[Unit, bytes, bool]]:
-        found = self.source.extents(start, end - start) if end > start else iter(())
+        found = self._extents(start, end - start) if end > start else iter(())
         jobs = units(found, leave_unused=self.options.leave_unused)
         return ordered_map(self._work, _with_kept(jobs, self.known.units()), threads=self._threads)
+
+    def _extents(self, offset: int, size: int) -> Iterator[Extent]:
+        for extent in self.source.extents(offset, size):
+            if extent.kind is ExtentKind.BAD:
+                self._count(bad=extent.length)
+            yield extent
 
     def _work(self, unit: Unit) -> tuple[Unit, bytes, bool]:
         """Bring one unit to the target. Whether anything was written."""
@@ -254,7 +263,14 @@ class _Run:
             self._count(written=length)
 
     def _count(
-        self, *, read: int = 0, compared: int = 0, written: int = 0, zeroed: int = 0, skipped: int = 0
+        self,
+        *,
+        read: int = 0,
+        compared: int = 0,
+        written: int = 0,
+        zeroed: int = 0,
+        skipped: int = 0,
+        bad: int = 0,
     ) -> None:
         with self._lock:
             tally = self.tally
@@ -263,6 +279,7 @@ class _Run:
             tally.written += written
             tally.zeroed += zeroed
             tally.skipped += skipped
+            tally.bad += bad
 
     # -- durable, proven, recorded ---------------------------------------------------------------------
 
@@ -317,7 +334,7 @@ class _Run:
     def _units_of(self, offset: int, length: int) -> list[Unit]:
         if not length:
             return []
-        return list(units(self.source.extents(offset, length), leave_unused=False))
+        return list(units(self._extents(offset, length), leave_unused=False))
 
     def _mark(self) -> None:
         """Before the first write: put the mark where the start was, and take away the end. Durable."""

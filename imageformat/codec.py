@@ -32,6 +32,8 @@ class Codec(enum.IntEnum):
     ZSTD = 1
     DELTA = 2
     """zstd with an older version of the block as its dictionary; see `encode_delta`."""
+    PARTIAL = 3
+    """A map of unreadable sectors, and zstd; see `imageformat.formats.native.partial`."""
 
 
 class _ThreadState(threading.local):
@@ -47,14 +49,19 @@ _state = _ThreadState()
 
 def encode(raw: bytes | memoryview, level: int = DEFAULT_LEVEL) -> tuple[Codec, bytes | memoryview]:
     """Compress ``raw``, or return it as it is when that saves too little. Thread-safe."""
+    packed = encode_whole(raw, level)
+    if len(packed) > len(raw) - len(raw) // _MIN_SAVING:
+        return Codec.STORED, raw
+    return Codec.ZSTD, packed
+
+
+def encode_whole(raw: bytes | memoryview, level: int = DEFAULT_LEVEL) -> bytes:
+    """Compress ``raw``, whatever that saves. Thread-safe."""
     compressor = _state.compressors.get(level)
     if compressor is None:
         compressor = zstandard.ZstdCompressor(level=level, write_dict_id=False)
         _state.compressors[level] = compressor
-    packed = compressor.compress(raw)
-    if len(packed) > len(raw) - len(raw) // _MIN_SAVING:
-        return Codec.STORED, raw
-    return Codec.ZSTD, packed
+    return compressor.compress(raw)
 
 
 def encode_delta(raw: bytes | memoryview, reference: bytes) -> bytes:

@@ -7,6 +7,7 @@ written is on its way there. Used where a file lies on a block device of this ma
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import sys
@@ -54,6 +55,24 @@ class DirectFile:
             return system.preadv(self._fd, memory, offset) >= size
         except OSError:
             return False
+
+    def read_sectors(self, offset: int, size: int) -> bytes | None:
+        """Return whole sectors from the medium; None when that cannot be had, and is to be done as usual.
+
+        Raises:
+            OSError: the medium cannot read them.
+        """
+        if self._fd < 0:
+            return None
+        with self._memory.of(size) as memory:
+            try:
+                with memory[:size] as exact:
+                    got = system.preadv(self._fd, exact, offset)
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # no multiple of what it reads: the end of an odd file
+                    return None
+                raise
+            return bytes(memory[:size]) if got >= size else None
 
     def pwrite(self, offset: int, data: memoryview) -> int:
         """Write a front part of ``data`` and return its length; 0: nothing, do it as usual. Never raises."""

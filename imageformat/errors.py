@@ -19,6 +19,7 @@ The message is one line: what is wrong, where, and what to do about it.
         ChainCycleError                22
       SourceError
         SourceReadError                30   the source answered EIO, or is gone
+          BadSectorError               34   more sectors are unreadable than are passed without being told to
         SourceMismatchError            31   the set holds images of something else
         ChangesMissedError             32   what tracks changes missed one; the new image is right
         SnapshotError                  33   no snapshot could be made of the source, or it did not last
@@ -149,6 +150,12 @@ class SourceReadError(SourceError):
     """The source could not be opened, answered an I/O error, shrank, or vanished."""
 
     exit_code = 30
+
+
+class BadSectorError(SourceReadError):
+    """Sectors of the source cannot be read, more than are passed without ``--rescue``."""
+
+    exit_code = 34
 
 
 class SourceMismatchError(SourceError):

@@ -125,6 +125,8 @@ class BlockRef(NamedTuple):
     """Length of the decoded block."""
     digest: bytes
     """XXH3-128 of the decoded block, or empty when the format has none."""
+    partial: bool = False
+    """Some sectors of the block are BAD: never served, and zeros in what it decodes to."""
 
 
 LoadBlock: TypeAlias = Callable[[BlockRef], bytes]

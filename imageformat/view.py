@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from imageformat.chain import Chain
 
     Wanted: TypeAlias = tuple[int, int, BlockRef, int]
+    _Key: TypeAlias = tuple[bytes, int, int, int, int, bytes, bool]
 
 _KINDS = {
     Fill.ZERO: ExtentKind.ZERO,
@@ -66,7 +67,7 @@ class ImageView:
         self.size = info.size
         self.block_size = info.block_size
         self.sector_size = info.sector_size
-        self._keys: dict[int, tuple[bytes, int, int, int, int, bytes]] = {}
+        self._keys: dict[int, _Key] = {}
         self._expected = -1
         self._led_to = 0
 
@@ -136,10 +137,11 @@ class ImageView:
         keys = [self._key(ref) for ref in refs]
         if len(self._keys) > _KEYS_REMEMBERED:
             self._keys.clear()
-        self._keys.update((ref.block, key) for ref, key in zip(refs, keys, strict=True))
+        # What of a block with BAD sectors may be served is looked up each time.
+        self._keys.update((ref.block, key) for ref, key in zip(refs, keys, strict=True) if not ref.partial)
         return self._cache.get_many(keys, lambda missing: self._load([refs[index] for index in missing]))
 
-    def _key(self, ref: BlockRef) -> tuple[bytes, int, int, int, int, bytes]:
+    def _key(self, ref: BlockRef) -> _Key:
         return (self._chain.layer(ref.layer).cache_key, *ref[1:])
 
     def _load(self, refs: Sequence[BlockRef]) -> list[bytes]:

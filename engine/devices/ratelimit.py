@@ -6,6 +6,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from engine.rescue import SectorReader
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -62,6 +64,18 @@ class RateLimited:
     def pread(self, offset: int, size: int) -> bytes:
         """See `BlockDevice.pread`; waits until what was read before is paid for."""
         self._limit.pay(size)
+        return self._source.pread(offset, size)
+
+    @property
+    def smallest_read(self) -> int:
+        """See `engine.rescue.SectorReader.smallest_read`."""
+        return self._source.smallest_read if isinstance(self._source, SectorReader) else self.sector_size
+
+    def read_sectors(self, offset: int, size: int) -> bytes:
+        """See `engine.rescue.SectorReader.read_sectors`."""
+        self._limit.pay(size)
+        if isinstance(self._source, SectorReader):
+            return self._source.read_sectors(offset, size)
         return self._source.pread(offset, size)
 
     def extents(self, offset: int, size: int) -> Iterator[Extent]:

@@ -24,7 +24,13 @@ from engine.devices.windowskernel import kernel
 from imageformat import system
 from imageformat.device import BlockDevice, check_range
 from imageformat.direct import AlignedMemory, DirectFile
-from imageformat.errors import AccessDeniedError, MountfsError, NotFoundError, SourceReadError
+from imageformat.errors import (
+    AccessDeniedError,
+    BadSectorError,
+    MountfsError,
+    NotFoundError,
+    SourceReadError,
+)
 from imageformat.extent import Extent, ExtentKind
 from imageformat.storage.holes import file_extents
 
@@ -38,6 +44,10 @@ DEFAULT_SECTOR_SIZE = 512
 _GONE = frozenset(
     {errno.ENXIO, errno.ENODEV, getattr(errno, "ENOMEDIUM", errno.ENODEV), errno.ESTALE, errno.ENOTCONN}
 )
+_BAD = frozenset(
+    {errno.EIO, errno.EILSEQ, getattr(errno, "ENODATA", errno.EIO), getattr(errno, "EREMOTEIO", errno.EIO)}
+)
+"""What the kernel says of sectors that a medium cannot read: of all, damaged, protected, of the target."""
 
 
 class SourceDevice(BlockDevice, Protocol):
@@ -76,7 +86,7 @@ class OpenSource:
             return bytes(lent)
 
     def lend(self, offset: int, size: int) -> memoryview:
-        """See `engine.backup.Lender.lend`."""
+        """See `engine.imaging.Lender.lend`."""
         check_range(self.size, offset, size)
         memory = self._memory.of(size)
         if self._direct.read_into(memory, offset, size):
@@ -85,6 +95,24 @@ class OpenSource:
         while done < size:
             done += self._read_once(memory[done:size], offset + done)
         return memory[:size]
+
+    @property
+    def smallest_read(self) -> int:
+        """See `engine.rescue.SectorReader.smallest_read`."""
+        return self.sector_size if self.identity.kind == "file" else max(self.sector_size, self.block_size)
+
+    def read_sectors(self, offset: int, size: int) -> bytes:
+        """See `engine.rescue.SectorReader.read_sectors`.
+
+        Raises:
+            BadSectorError, SourceReadError
+        """
+        check_range(self.size, offset, size)
+        try:
+            data = self._direct.read_sectors(offset, size)
+        except OSError as error:
+            raise self._read_error(offset, error) from error
+        return self.pread(offset, size) if data is None else data
 
     def _read_once(self, memory: memoryview, offset: int) -> int:
         try:
@@ -125,7 +153,8 @@ class OpenSource:
         where = f"{self.identity.path} at byte {offset} (sector {offset // self.sector_size})"
         if error.errno in _GONE:
             return SourceReadError(f"{where}: the device is gone ({error.strerror}); was it unplugged?")
-        return SourceReadError(f"cannot read {where}: {error.strerror}; the medium may be failing")
+        kind = BadSectorError if error.errno in _BAD else SourceReadError
+        return kind(f"cannot read {where}: {error.strerror}; the medium may be failing")
 
     def _shrunk(self, offset: int) -> SourceReadError:
         return SourceReadError(

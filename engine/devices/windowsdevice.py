@@ -117,7 +117,7 @@ class WindowsSource(_Sectors):
             raise self._failure(at) from at.error
 
     def lend(self, offset: int, size: int) -> memoryview:
-        """See `engine.backup.Lender.lend`."""
+        """See `engine.imaging.Lender.lend`."""
         return memoryview(self.pread(offset, size))
 
     def _failure(self, at: _At) -> SourceReadError:

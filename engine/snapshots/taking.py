@@ -63,7 +63,7 @@ class PictureSource(OpenSource):
         self._closed = False
 
     def lend(self, offset: int, size: int) -> memoryview:
-        """See `engine.backup.Lender.lend`.
+        """See `engine.imaging.Lender.lend`.
 
         Raises:
             SnapshotError: it is no longer the picture of one moment.

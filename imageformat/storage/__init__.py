@@ -140,7 +140,8 @@ class Storage(Protocol):
     def exclusive(self, prefix: str) -> AbstractContextManager[None]:
         """Be the only writer below ``prefix`` (a set) while the context lasts.
 
-        On entry, what killed writers left unfinished there is removed.
+        On entry, what killed writers left unfinished there is removed, except what was to be kept for that
+        case (`imageformat.storage.unfinished`).
 
         Raises:
             SetBusyError: another process or thread is writing there.

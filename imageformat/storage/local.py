@@ -1,7 +1,6 @@
-"""Images in a local folder: the durability protocol of one object.
+"""Images in a local folder.
 
-Written under ``.NAME.part``, fsynced, read back after dropping the page cache, renamed without
-replacing, folder fsynced: only then does `commit` return. An fsync error means the file is lost.
+`imageformat.storage.localwriter` writes them.
 """
 
 from __future__ import annotations
@@ -15,169 +14,29 @@ from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
 
 from imageformat import system
-from imageformat.direct import ALIGNMENT, DirectFile
 from imageformat.errors import DestinationError, SetBusyError
 from imageformat.storage import ObjectInfo, StorageScheme
 from imageformat.storage.descriptors import DescriptorPool, LocalFile
 from imageformat.storage.failures import read_error, write_error
+from imageformat.storage.localwriter import LocalObjectWriter, LocalResumableWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from imageformat.device import BlockDevice
 
 __all__ = ["PLUGIN", "LocalFile", "LocalObjectWriter", "LocalStorage", "read_error", "write_error"]
 
-_BUFFER = 1 << 20
-_SYNC_EVERY = 512 << 20
-_PUSH_EVERY = 16 << 20
-"""Written back to the medium at a time, while the next is being made."""
+_UNFINISHED = ".resume.part"
+"""Ends the names of part files that are kept when their writer dies."""
 _CACHE_NAME = ".catalog.json"
 _LOCK_NAME = ".lock"
 _NOTHING_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 """A name that leads nowhere: a dangling link, links in a ring, or one removed a moment ago."""
 
 
-class LocalObjectWriter:
-    """See `ObjectWriter`. After any failure it only aborts: what an fsync lost does not come back."""
-
-    def __init__(self, final: Path, pool: DescriptorPool) -> None:
-        self._final = final
-        self._part = final.with_name(f".{final.name}.part")
-        self._pool = pool
-        self._buffer = bytearray()
-        self._flushed = 0
-        self._synced = 0
-        self._pushed = 0
-        try:
-            self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | system.PRIVATE, 0o666)
-        except FileExistsError as error:
-            raise DestinationError(f"{self._part}: another writer's unfinished file stands there") from error
-        except OSError as error:
-            raise write_error(error, final.parent) from error
-        self._direct = DirectFile(self._fd, writable=True)
-        self._open = True
-        self._usable = True
-
-    @property
-    def position(self) -> int:
-        """See `ObjectWriter.position`."""
-        return self._flushed + len(self._buffer)
-
-    def append(self, data: bytes) -> None:
-        """See `ObjectWriter.append`."""
-        self._refuse_after_failure()
-        self._buffer += data
-        if len(self._buffer) >= _BUFFER:
-            with self._attempt():
-                self._flush()
-
-    def _refuse_after_failure(self) -> None:
-        if not self._usable:
-            raise DestinationError(
-                f"{self._final}: nothing can be added after a failure or the end; start again"
-            )
-
-    @contextlib.contextmanager
-    def _attempt(self) -> Iterator[None]:
-        """Do something that spoils the writer unless it succeeds."""
-        self._refuse_after_failure()
-        self._usable = False
-        try:
-            yield
-        except OSError as error:
-            raise write_error(error, self._final.parent) from error
-        self._usable = True
-
-    def _flush(self, *, all_of_it: bool = False) -> None:
-        """Write the buffer; past the page cache as long as only a tail must then stay in it."""
-        view = memoryview(self._buffer)
-        done = self._direct.pwrite(self._flushed, view)
-        try:
-            while done < len(view) and (all_of_it or not done or len(view) - done >= ALIGNMENT):
-                with view[done:] as rest:  # released also where an error keeps it: the buffer shrinks below
-                    done += system.pwrite(self._fd, rest, self._flushed + done)
-                self._push(self._flushed + done)
-        finally:
-            view.release()
-            self._flushed += done
-            del self._buffer[:done]
-        if self._flushed - self._synced >= _SYNC_EVERY:
-            system.sync_data(self._fd)
-            self._synced = self._flushed
-
-    def _push(self, end: int) -> None:
-        """Start writing back what the page cache holds."""
-        if end - self._pushed >= _PUSH_EVERY:
-            system.drop_cache(self._fd, self._pushed, end - self._pushed)
-            self._pushed = end
-
-    def commit(self, check: Callable[[BlockDevice], None] | None = None) -> None:
-        """See `ObjectWriter.commit`."""
-        with self._attempt():
-            self._flush(all_of_it=True)
-            os.fsync(self._fd)
-            system.drop_cache(self._fd, 0, 0)
-            if check is not None:
-                with contextlib.closing(LocalFile(self._part, self._pool)) as device:
-                    check(device)
-            self._identity = os.fstat(self._fd)
-            if not system.CAN_RENAME_OPEN_FILES:
-                self._release()
-            self._publish()
-        self._close()
-
-    def _publish(self) -> None:
-        try:
-            system.rename_new(self._part, self._final)
-            system.sync_folder(self._final.parent)
-        except FileExistsError as error:
-            raise DestinationError(f"{self._final}: exists already, and is never replaced") from error
-        except BaseException as error:
-            if not self._taken_back():
-                raise DestinationError(
-                    f"{self._final}: may not outlast a power cut ({error}), nor be taken back; delete it"
-                ) from error
-            raise
-
-    def _taken_back(self) -> bool:
-        """Hide what was published but is not certain to last; False when it stays visible.
-
-        It is ours only if it is the very file that we wrote: an interrupt may come at any point.
-        """
-        try:
-            if not os.path.samestat(self._identity, self._final.lstat()):
-                return True
-            self._final.rename(self._part)
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        with contextlib.suppress(OSError):
-            system.sync_folder(self._final.parent)
-        return True
-
-    def abort(self) -> None:
-        """See `ObjectWriter.abort`; what cannot be removed is hidden, and the next writer removes it."""
-        if self._open:
-            self._close()
-            with contextlib.suppress(OSError):
-                self._part.unlink(missing_ok=True)
-
-    def _close(self) -> None:
-        self._open = self._usable = False
-        self._release()
-
-    def _release(self) -> None:
-        self._direct.close()
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):  # everything that counts was fsynced, or is given up
-                os.close(fd)
-
-
 class LocalStorage:
-    """See `Storage`; keys are paths below one folder."""
+    """See `Storage` and `ResumableStorage`; keys are paths below one folder."""
 
     def __init__(self, root: Path, *, max_open: int | None = None) -> None:
         self._root = system.long_path(root)
@@ -247,6 +106,37 @@ class LocalStorage:
         self._make_folder(final.parent)
         return LocalObjectWriter(final, self._pool)
 
+    def create_resumable(self, key: str) -> LocalResumableWriter:
+        """See `ResumableStorage.create_resumable`."""
+        final = self._root / key
+        self._make_folder(final.parent)
+        return LocalResumableWriter(final, self._pool, self._unfinished(key), new=True)
+
+    def _unfinished(self, key: str) -> Path:
+        final = self._root / key
+        return final.with_name(f".{final.name}{_UNFINISHED}")
+
+    def unfinished(self, prefix: str) -> list[str]:
+        """See `ResumableStorage.unfinished`."""
+        folder = self._root / prefix
+        try:
+            found = sorted(path.name for path in folder.glob(f".*{_UNFINISHED}") if path.is_file())
+        except OSError as error:
+            raise read_error(error, folder) from error
+        return [f"{prefix}{name[1 : -len(_UNFINISHED)]}" for name in found]
+
+    def resume(self, key: str, new_key: str) -> LocalResumableWriter:
+        """See `ResumableStorage.resume`."""
+        return LocalResumableWriter(self._root / new_key, self._pool, self._unfinished(key), new=False)
+
+    def discard(self, key: str) -> None:
+        """See `ResumableStorage.discard`."""
+        path = self._unfinished(key)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise write_error(error, path) from error
+
     def _make_folder(self, folder: Path) -> None:
         try:
             missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -295,7 +185,7 @@ class LocalStorage:
     def _remove_partials(self, folder: Path) -> None:
         try:
             for path in folder.glob(".*.part"):
-                if not path.is_dir():
+                if path.is_symlink() or not (path.is_dir() or path.name.endswith(_UNFINISHED)):
                     path.unlink(missing_ok=True)
         except OSError as error:
             raise write_error(error, folder) from error

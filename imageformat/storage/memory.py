@@ -35,6 +35,11 @@ class MemoryObjectWriter:
         self._refuse_after_failure()
         self._content += data
 
+    def overwrite(self, offset: int, data: bytes) -> None:
+        """See `RewritableWriter.overwrite`."""
+        self._refuse_after_failure()
+        self._content[offset : offset + len(data)] = data
+
     def _refuse_after_failure(self) -> None:
         if not self._usable:
             raise DestinationError(

@@ -137,6 +137,8 @@ def backup_result(result: BackupResult, url: str) -> dict[str, object]:
         "seconds": round(result.seconds, 3),
         "warning": result.warning or None,
         "changes": changes_result(result.changes, result.info.disks[0].block_size),
+        "unreadable_bytes": result.bad_bytes,
+        "unreadable": [{"offset": gap.offset, "length": gap.length} for gap in result.bad],
         **info_result(result.info),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.devices.guards import written_at
 from engine.snapshots.journal import journal_folder
 from engine.snapshots.taking import AUTO, NONE, PictureSource, clean, facts_of, take
 from imageformat.errors import UsageError
@@ -58,3 +59,19 @@ def _moving(facts: SourceFacts, refusals: tuple[Refusal, ...]) -> str:
         f"{facts.path} {why}: what is written meanwhile may be half in the image, and what is "
         f"restored may be damaged; {help_}{f' (no snapshot by {tried})' if tried else ''}"
     )
+
+
+def moves(device: SourceDevice) -> tuple[str, ...]:
+    """Return where a source that may change while it is read is mounted."""
+    still = isinstance(device, PictureSource) or device.identity.kind == "export"
+    return () if still else written_at(device.identity.path)
+
+
+def refuse_moving(device: SourceDevice) -> None:
+    """Raise `UsageError` when the source is written meanwhile: it would differ from any image of it."""
+    mounted = moves(device)
+    if mounted:
+        raise UsageError(
+            f"{device.identity.path} is mounted at {', '.join(mounted)} and can change: it cannot be "
+            "compared with its image; unmount it, image a snapshot, or use --verify file"
+        )

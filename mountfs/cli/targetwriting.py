@@ -121,6 +121,7 @@ def tally_facts(tally: Tally) -> dict[str, object]:
         "written": tally.written,
         "zeroed": tally.zeroed,
         "skipped": tally.skipped,
+        "unreadable_bytes": tally.bad,
         "verified": tally.verified,
         "seconds": round(tally.seconds, 3),
     }

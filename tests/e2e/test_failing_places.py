@@ -20,6 +20,7 @@ import pytest
 
 from imageformat.codec import digest
 from imageformat.errors import (
+    BadSectorError,
     ChainCycleError,
     CorruptImageError,
     DestinationFullError,
@@ -90,6 +91,11 @@ def refused(kind: type[MountfsError], *arguments: str | Path) -> str:
 
 def images(repository: Path) -> list[Path]:
     return sorted(repository.rglob("*.mfi"))
+
+
+def kept_for_the_next(place: Path) -> bool:
+    """Whether the one thing that is unfinished is what the next backup goes on with."""
+    return [path.name.endswith(".mfi.resume.part") for path in unfinished(place)] == [True]
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -245,7 +251,8 @@ def test_an_image_file_that_is_cut_short_meanwhile(tmp_path: Path) -> None:
     os.truncate(disk, MIB)
     (line,) = finish(process, code=SourceReadError.exit_code).errors
     assert str(disk) in line
-    assert images(repository) == unfinished(repository) == []
+    assert images(repository) == []
+    assert kept_for_the_next(repository)
 
 
 @pytest.mark.fuse
@@ -258,12 +265,12 @@ def test_a_source_whose_block_cannot_be_read(made: Made, repository: Path, tmp_p
     mountfs("backup", made.disk, target, "--set", "disk")
     before = digests(target)
     with mounted(f"{repository}/disk@1") as shown:
-        line = refused(SourceReadError, "backup", shown / "disk.img", target, "--set", "disk")
-        assert "error" in line
+        line = refused(BadSectorError, "backup", shown / "disk.img", target, "--set", "disk")
+        assert "--rescue" in line
     assert digests(target) == before
-    assert unfinished(target) == []
     mountfs("verify", target)
     mountfs("backup", made.disk, target, "--set", "disk")
+    assert unfinished(target) == []
 
 
 @pytest.mark.fuse
@@ -275,7 +282,8 @@ def test_a_source_that_vanishes(tmp_path: Path) -> None:
         process = slow_backup(tmp_path / "mnt" / "disk" / "latest" / "disk.img", target)
         os.killpg(server.pid, signal.SIGKILL)
         finish(process, code=SourceReadError.exit_code)
-    assert images(target) == unfinished(target) == []
+    assert images(target) == []
+    assert kept_for_the_next(target)
 
 
 # -- destinations that are full or read-only -------------------------------------------------------------
@@ -311,7 +319,8 @@ def test_a_destination_that_is_full_at_any_level(tmp_path: Path) -> None:
                 assert done.code == DestinationFullError.exit_code
                 assert ["no space" in line for line in done.errors] == [True]
                 assert digests(small) == before
-                assert unfinished(small) == []
+                assert not unfinished(small) or kept_for_the_next(small)
+        assert unfinished(small) == []
         mountfs("verify", small / "repository")
         assert len(images(small)) == 2
         mountfs("restore", f"{small}/repository/disk", tmp_path / "back.img")

@@ -16,7 +16,8 @@ from pathlib import Path
 import xxhash
 import zstandard
 
-DATA, ZERO, UNUSED, BAD, PAGE, EXCLUDED = 1, 2, 3, 4, 5, 6
+DATA, ZERO, UNUSED, BAD, PAGE, EXCLUDED, PARTIAL = 1, 2, 3, 4, 5, 6, 7
+UNIT = 512
 FILLS = (ZERO, UNUSED, BAD, EXCLUDED)
 HEADER, FOOTER, FRAME = 4096, 512, 64
 NO_CHECKSUM = bytes(16)
@@ -80,7 +81,7 @@ class Record:
     def read(cls, data: bytes) -> Record:
         checksum, offset, length, word = struct.unpack("<16sQII", data[:32])
         record = cls(checksum, offset, length, word & 255, word >> 8)
-        need(record.state in (DATA, PAGE, *FILLS), "illegal state")
+        need(record.state in (DATA, PAGE, PARTIAL, *FILLS), "illegal state")
         if record.state in FILLS:
             need((checksum, offset, length) == (NO_CHECKSUM, 0, 0), "a fill with a frame")
         return record
@@ -101,8 +102,8 @@ class Image:
         need(xxh128(h[:4080]) == h[4080:], "header checksum")
         need(number(h, 8, 2) == 0, "major version")
         need(number(h, 12, 4) == HEADER, "header length")
-        need(number(h, 16, 8) <= 7, "unknown incompatible feature")
-        self.deltas, self.has_base, self.excludes = bool(h[16] & 1), bool(h[16] & 2), bool(h[16] & 4)
+        need(number(h, 16, 8) <= 0b1111, "unknown incompatible feature")
+        self.deltas, self.has_base, self.excludes, self.partial = (bool(h[16] >> bit & 1) for bit in range(4))
         self.id, self.set_id, self.parent = h[32:48], h[48:64], h[64:80]
         self.parent_root = h[80:112]
         self.created = number(h, 112, 8)
@@ -175,7 +176,7 @@ class Image:
         end = len(self.content) - FOOTER
         need(offset >= HEADER and offset + FRAME <= end, "frame outside the file")
         h = self.content[offset : offset + FRAME]
-        need(h[:4] == b"MFfr" and h[4] in (1, 2, 3) and h[5] in (0, 1, 2), "frame header")
+        need(h[:4] == b"MFfr" and h[4] in (1, 2, 3, 4) and h[5] in (0, 1, 2, 3), "frame header")
         size = number(h, 8, 4)
         need(offset + FRAME + size <= end, "payload outside the file")
         need(length is None or length == FRAME + size, "frame length")
@@ -188,7 +189,12 @@ class Image:
 
     def decode(self, frame: Frame, expected: int, older: Sequence[Image | None] = ()) -> bytes:
         need(frame.raw_length == expected, "raw length")
-        payload, dictionary = frame.payload, None
+        payload, dictionary, bad = frame.payload, None, b""
+        if frame.codec == 3:
+            need(frame.kind == 1 and self.partial, "unreadable sectors where none may be")
+            units = -(-expected // UNIT)
+            bad, payload = payload[: -(-units // 8)], payload[-(-units // 8) :]
+            need(0 < int.from_bytes(bad, "little") < 2**units - 1, "map of unreadable sectors")
         if frame.codec == 2:
             need(frame.kind == 1 and self.deltas, "a difference where none may be")
             base = Record.read(payload[:32])
@@ -198,7 +204,7 @@ class Image:
                 raise DamagedError("a difference from a base")
             plain = holder.frame(base.offset, base.length)
             need((plain.kind, plain.number) == (1, frame.number), "a difference from another block")
-            need(plain.codec != 2, "a difference from a difference")
+            need(plain.codec in (0, 1), "a difference from a difference")
             need(plain.raw_checksum == base.checksum, "a difference from other content")
             raw_base = holder.decode(plain, expected)
             dictionary = zstandard.ZstdCompressionDict(raw_base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
@@ -211,7 +217,9 @@ class Image:
             need(parameters.dict_id == 0, "dictionary")
             raw = zstandard.ZstdDecompressor(dict_data=dictionary).decompress(payload, allow_extra_data=False)
         need(len(raw) == expected, "decoded length")
-        need(xxh128(raw) == frame.raw_checksum, "raw checksum")
+        need(xxh128(bad + raw) == frame.raw_checksum, "raw checksum")
+        holes = (raw[unit * UNIT : (unit + 1) * UNIT] for unit in bad_units(bad))
+        need(not any(any(hole) for hole in holes), "bytes in a BAD unit")
         return raw
 
     def scan(self) -> Iterator[Frame]:
@@ -284,6 +292,7 @@ class Point:
             return raw
         frame = layer.frame(record.offset, record.length)
         need((frame.kind, frame.number) == (kind, wanted), "record names another frame")
+        need((frame.codec == 3) == (record.state == PARTIAL), "record and frame disagree on BAD sectors")
         need(frame.raw_checksum == record.checksum, "record and frame have different checksums")
         return layer.decode(frame, expected, self.layers[: record.layer])
 
@@ -303,7 +312,7 @@ class Point:
         record = Record.read(self.image.top)
         need(record.layer <= self.image.depth, "layer younger than the image")
         for level in range(self.image.height - 1, -1, -1):
-            need(record.state != DATA, "data in a directory")
+            need(record.state not in (DATA, PARTIAL), "data in a directory")
             if record.state != PAGE:
                 break
             page = self._page(record, level, block >> bits * (level + 1))
@@ -317,7 +326,7 @@ class Point:
 
     def content(self, block: int) -> bytes:
         record = self.record(block)
-        if record.state == BAD:
+        if record.state in (BAD, PARTIAL):
             raise BadBlockError(block)
         if record.state == EXCLUDED:
             raise ExcludedBlockError(block)
@@ -326,6 +335,24 @@ class Point:
         raw = self._load(record, 1, block, self._length(block))
         need(any(raw), "a block of zeros stored as data")
         return raw
+
+    def units(self, block: int) -> list[bytes | None]:
+        """The block in units of 512 bytes, None for those that are BAD."""
+        record, length = self.record(block), self._length(block)
+        count = -(-length // UNIT)
+        if record.state == BAD:
+            return [None] * count
+        if record.state != PARTIAL:
+            raw, bad = self.content(block), b""
+        else:
+            need(self.image.partial, "a block with unreadable sectors in an image that has none")
+            raw = self._load(record, 1, block, length)
+            layer = self.layers[record.layer]
+            bad = layer.frame(record.offset).payload[: -(-count // 8)] if layer else b""
+        known: list[bytes | None] = [raw[at : at + UNIT] for at in range(0, length, UNIT)]
+        for unit in bad_units(bad):
+            known[unit] = None
+        return known
 
     def states(self) -> list[int]:
         return [self.record(block).state for block in range(self.image.blocks)]
@@ -337,7 +364,14 @@ class Point:
     def own_counts(self) -> dict[str, int]:
         """What the counters of the footer claim to be, counted."""
         counts = dict.fromkeys(("data", "zero", "unused", "bad", "excluded"), 0)
-        names = {DATA: "data", ZERO: "zero", UNUSED: "unused", BAD: "bad", EXCLUDED: "excluded"}
+        names = {
+            DATA: "data",
+            PARTIAL: "data",
+            ZERO: "zero",
+            UNUSED: "unused",
+            BAD: "bad",
+            EXCLUDED: "excluded",
+        }
         for block in range(self.image.blocks):
             record = self.record(block)
             if record.layer == self.image.depth:
@@ -350,7 +384,15 @@ class Point:
         entries = []
         for block in range(image.blocks):
             state = self.record(block).state
-            entries.append(bytes([state]) + (xxh128(self.content(block)) if state == DATA else NO_CHECKSUM))
+            checksum = NO_CHECKSUM
+            if state == PARTIAL:
+                units = self.units(block)
+                bad = sum(1 << at for at, unit in enumerate(units) if unit is None)
+                raw = b"".join(unit or bytes(UNIT) for unit in units)[: self._length(block)]
+                checksum = xxh128(bad.to_bytes(-(-len(units) // 8), "little") + raw)
+            elif state == DATA:
+                checksum = xxh128(self.content(block))
+            entries.append(bytes([state]) + checksum)
         digests = [blake("mfi leaf", part) for part in joined(entries, image.fan)] or [blake("mfi leaf", b"")]
         while len(digests) > 1:
             digests = [blake("mfi node", part) for part in joined(digests, image.fan)]
@@ -365,7 +407,7 @@ class Point:
 
     def _check(self, directory: bytes, level: int, page: int) -> bytes:
         record = Record.read(directory)
-        need(record.state != DATA, "data in a directory")
+        need(record.state not in (DATA, PARTIAL), "data in a directory")
         need(record.layer <= self.image.depth, "layer younger than the image")
         fan = self.image.fan
         units = -(-self.image.blocks // fan**level)
@@ -395,6 +437,11 @@ class Point:
         return blake(
             "mfi node", b"".join(self._fill(state, level - 1, page * fan + at) for at in range(count))
         )
+
+
+def bad_units(bad: bytes) -> list[int]:
+    """The numbers of the units that a map says are BAD."""
+    return [unit for unit in range(8 * len(bad)) if bad[unit // 8] >> unit % 8 & 1]
 
 
 def joined(parts: list[bytes], fan: int) -> list[bytes]:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import imageformat.system
-from imageformat.storage import descriptors, local
+from imageformat.storage import descriptors, local, localwriter
 
 MOVEFILE_REPLACE_EXISTING, MOVEFILE_WRITE_THROUGH = 1, 8
 
@@ -158,7 +158,8 @@ def test_an_image_is_published_although_open_files_cannot_be_renamed(
     system: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The writer lets go of its file first: Windows refuses to rename one that is open."""
-    monkeypatch.setattr(local, "system", system)
+    for module in (local, localwriter):
+        monkeypatch.setattr(module, "system", system)
     monkeypatch.setattr(descriptors, "system", system)
     opened: list[str] = []
 

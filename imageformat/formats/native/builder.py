@@ -20,6 +20,7 @@ from imageformat.formats.native.index import (
 )
 from imageformat.formats.native.structs import (
     RECORD_SIZE,
+    STORED_STATES,
     Record,
     State,
     fill_record,
@@ -152,7 +153,7 @@ class IndexBuilder:
         if self._parent is None or record is None:
             raise ValueError(f"block {block} was never described and there is no parent to inherit it from")
         resized = self._parent.geometry.raw_length(block) != self._geometry.raw_length(block)
-        if resized and unpack_record(record, 0).state == State.DATA:
+        if resized and unpack_record(record, 0).state in STORED_STATES:
             raise ValueError(f"block {block} changed its length and was not described")
         return record
 

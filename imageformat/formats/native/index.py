@@ -17,6 +17,7 @@ from imageformat.errors import CorruptImageError
 from imageformat.formats.native.structs import (
     DIRECTORY_RECORD_SIZE,
     RECORD_SIZE,
+    STORED_STATES,
     State,
     fill_record,
     unpack_record,
@@ -25,11 +26,13 @@ from imageformat.formats.native.structs import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from imageformat.layer import BlockRef
+
 _LEAVES_KNOWN = 16
 STATE_AT = 28
 """Byte of a record that holds its state."""
 FILL_STATES = frozenset({State.ZERO, State.UNUSED, State.BAD, State.EXCLUDED})
-_LEAF_STATES = FILL_STATES | {State.DATA}
+_LEAF_STATES = FILL_STATES | STORED_STATES
 _DIRECTORY_STATES = FILL_STATES | {State.PAGE}
 
 
@@ -136,6 +139,14 @@ class PageHolder(Protocol):
 
         Raises:
             CorruptImageError: what stands there is not that page.
+        """
+        ...
+
+    def bad_map(self, ref: BlockRef) -> bytes:
+        """Return which sectors of a block that is stored in this file were unreadable at the source.
+
+        Raises:
+            CorruptImageError: what stands there is not such a block.
         """
         ...
 
@@ -257,7 +268,7 @@ def check_page(raw: bytes, level: int, depth: int, name: str) -> None:
     legal = has_legal_states(raw, level, depth, excludes=True)
     for position in range(0, len(raw), record_size(level)):
         entry = unpack_record(raw, position)
-        stored = entry.state in {State.PAGE, State.DATA}
+        stored = entry.state == State.PAGE or entry.state in STORED_STATES
         if stored:
             legal &= entry.length > 0
         else:

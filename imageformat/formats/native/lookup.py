@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from imageformat.errors import CorruptImageError, StorageError
 from imageformat.formats.native.index import STATE_AT, child_record
-from imageformat.formats.native.structs import RECORD_SIZE, State, unpack_record
+from imageformat.formats.native.partial import stretches
+from imageformat.formats.native.structs import RECORD_SIZE, STORED_STATES, State, unpack_record
 from imageformat.layer import BlockRef, Fill, Lost, Older, Piece
 
 if TYPE_CHECKING:
@@ -76,12 +77,14 @@ def _leaf_pieces(index: ResolvedIndex, raw: bytes, offset: int, end: int) -> Ite
         start = block * geometry.block_size
         position = (block & mask) * RECORD_SIZE
         state = raw[position + STATE_AT]
-        if state == State.DATA:
+        if state in STORED_STATES:
             raw_length = geometry.raw_length(block)
             stop = min(end, start + raw_length)
             entry = unpack_record(raw, position)
-            ref = BlockRef(entry.layer, entry.offset, entry.length, block, raw_length, entry.digest)
-            yield Piece(offset, stop - offset, ref, offset - start)
+            partial = state == State.PARTIAL
+            ref = BlockRef(entry.layer, entry.offset, entry.length, block, raw_length, entry.digest, partial)
+            whole = Piece(offset, stop - offset, ref, offset - start)
+            yield from _partial_pieces(index, ref, whole) if partial else (whole,)
         else:
             last = block
             while raw[position + STATE_AT : position + STATE_AT + 1] == bytes((state,)):
@@ -89,3 +92,21 @@ def _leaf_pieces(index: ResolvedIndex, raw: bytes, offset: int, end: int) -> Ite
             stop = min(end, last * geometry.block_size)
             yield Piece(offset, stop - offset, FILLS[State(state)], 0)
         offset = stop
+
+
+def _partial_pieces(index: ResolvedIndex, ref: BlockRef, whole: Piece) -> Iterator[Piece]:
+    """Cut a piece of a block into what is there and what is BAD; whole when its file is out of reach."""
+    holder = index.holder(ref.layer)
+    if holder is None:
+        yield whole
+        return
+    try:
+        bad_map = holder.bad_map(ref)
+    except (CorruptImageError, StorageError) as error:
+        yield whole._replace(source=Lost(error), skip=0)
+        return
+    for start, length, bad in stretches(bad_map, ref.raw_length):
+        first, end = max(start, whole.skip), min(start + length, whole.skip + whole.length)
+        if first < end:
+            at = whole.offset + first - whole.skip
+            yield Piece(at, end - first, Fill.BAD, 0) if bad else Piece(at, end - first, ref, first)

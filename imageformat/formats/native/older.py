@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import MountfsError
-from imageformat.formats.native.structs import RECORD_SIZE, Record, State, unpack_record
+from imageformat.formats.native.structs import RECORD_SIZE, STORED_STATES, Record, State, unpack_record
 from imageformat.layer import BlockRef, refuse_difference
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class ParentBlocks:
             return None
         bits = geometry.page_bits
         entry = unpack_record(self.index.leaf(block >> bits), (block & (1 << bits) - 1) * RECORD_SIZE)
-        if entry.state == State.DATA and geometry.raw_length(block) != raw_length:
+        if entry.state in STORED_STATES and geometry.raw_length(block) != raw_length:
             return None
         return entry
 

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import CorruptImageError
 from imageformat.formats.native.index import STATE_AT, check_page, child_record
-from imageformat.formats.native.structs import DIRECTORY_RECORD_SIZE, RECORD_SIZE, State, unpack_record
+from imageformat.formats.native.structs import (
+    DIRECTORY_RECORD_SIZE,
+    RECORD_SIZE,
+    STORED_STATES,
+    State,
+    unpack_record,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +80,6 @@ def _foreign_blocks(parent: ResolvedIndex, raw: bytes, page: int, depth: int) ->
         return
     for at in range(0, len(raw), RECORD_SIZE):
         record = raw[at : at + RECORD_SIZE]
-        inherited = record[STATE_AT] == State.DATA and unpack_record(record, 0).layer != depth
+        inherited = record[STATE_AT] in STORED_STATES and unpack_record(record, 0).layer != depth
         if inherited and record != known[at : at + RECORD_SIZE]:
             yield (page << parent.geometry.page_bits) + at // RECORD_SIZE

@@ -11,7 +11,6 @@ from imageformat.device import check_range
 from imageformat.errors import (
     CorruptImageError,
     IncompleteImageError,
-    MountfsError,
     UnsupportedFeatureError,
 )
 from imageformat.formats.native.index import (
@@ -24,17 +23,18 @@ from imageformat.formats.native.index import (
     uniform_digest,
 )
 from imageformat.formats.native.lookup import FILLS, index_pieces
+from imageformat.formats.native.partial import map_length, unpack_partial
 from imageformat.formats.native.proof import index_faults
+from imageformat.formats.native.scanning import scan_frames
 from imageformat.formats.native.structs import (
     DIRECTORY_RECORD_SIZE,
     EXCLUDED_FILES,
     FOOTER_SIZE,
     FRAME_HEADER_SIZE,
-    FRAME_MAGIC,
     HEADER_SIZE,
     MAGIC,
-    MAX_BLOCK_SIZE,
     NO_UUID,
+    PARTIAL_BLOCKS,
     RECORD_SIZE,
     Footer,
     FrameHeader,
@@ -44,7 +44,6 @@ from imageformat.formats.native.structs import (
     State,
     fill_record,
     page_number,
-    peek_frame,
     unpack_footer,
     unpack_frame,
     unpack_header,
@@ -61,7 +60,6 @@ if TYPE_CHECKING:
 
 _MAX_GAP = 64 << 10
 _MAX_RUN = 4 << 20
-_SCAN_WINDOW = 1 << 20
 
 
 def probe(device: BlockDevice) -> bool:
@@ -178,6 +176,7 @@ class NativeLayer:
                 "excluded_blocks": counts.excluded_blocks,
                 "raw_bytes": counts.raw_bytes,
                 "stored_bytes": counts.stored_bytes,
+                **({"partial_blocks": True} if header.incompatible & PARTIAL_BLOCKS else {}),
             },
         )
 
@@ -226,6 +225,7 @@ class NativeLayer:
 
     def _check_place(self, offset: int, length: int, where: str) -> None:
         longest = self.header.block_size + (DIRECTORY_RECORD_SIZE << self.header.page_bits)
+        longest += map_length(self.header.block_size)
         longest = FRAME_HEADER_SIZE + max(longest, self.header.depth * Ancestry.ENTRY_SIZE)
         if offset < HEADER_SIZE or length > longest or offset + length > self.footer.file_size - FOOTER_SIZE:
             raise CorruptImageError(f"{where}: it would lie outside the file")
@@ -280,6 +280,15 @@ class NativeLayer:
             blocks.append(found)
         return tuple(blocks)
 
+    def bad_map(self, ref: BlockRef) -> bytes:
+        """See `PageHolder.bad_map`; from the cache if it is there."""
+        return self._cache.get((self._id, "bad", ref), lambda: self._load_map(ref))
+
+    def _load_map(self, ref: BlockRef) -> bytes:
+        header, payload = self.frame(ref)
+        with _Located(self._where(ref)):
+            return _unpack_partial(header, payload, ref)[0]
+
     def load_stored(self, ref: BlockRef) -> bytes | BlockRef:
         """Return a block, or the older one that it is stored as a difference from.
 
@@ -317,6 +326,8 @@ class NativeLayer:
         with _Located(self._where(ref)):
             wanted = _Wanted(FrameKind.BLOCK, ref.block, ref.raw_length, ref.digest)
             header, payload = self._prove_stored(stored, wanted)
+            if ref.partial:
+                return _unpack_partial(header, payload, ref)[1]
             if header.codec != Codec.DELTA:
                 return _prove_decoded(decode(header.codec, payload, ref.raw_length), header)
             if len(payload) <= RECORD_SIZE:
@@ -375,6 +386,17 @@ def _prove_decoded(raw: bytes, header: FrameHeader) -> bytes:
     return raw
 
 
+def _unpack_partial(header: FrameHeader, payload: memoryview, ref: BlockRef) -> tuple[bytes, bytes]:
+    if header.codec != Codec.PARTIAL:
+        raise CorruptImageError("a block without a map of unreadable sectors stands there")
+    return unpack_partial(payload, ref.raw_length, header.digest)
+
+
+def has_partial_blocks(tip: ImageLayer) -> bool:
+    """Tell whether blocks of a native point may have BAD sectors."""
+    return isinstance(tip, NativeLayer) and bool(tip.header.incompatible & PARTIAL_BLOCKS)
+
+
 def native_layers(layer: Callable[[int], ImageLayer]) -> Callable[[int], NativeLayer]:
     """Return ``layer`` for chains that hold native images only.
 
@@ -412,38 +434,3 @@ def _run_length(refs: Sequence[BlockRef], position: int) -> int:
             break
         count += 1
     return count
-
-
-def scan_frames(device: BlockDevice, image_id: bytes) -> Iterator[tuple[int, FrameHeader]]:
-    """Yield (offset, header) of every intact frame of an image, from the file alone.
-
-    Damaged parts are stepped over by searching the next frame header of the same image. A length that a
-    damaged header claims is not believed beyond the largest block.
-    """
-    position, window, start = HEADER_SIZE, b"", 0
-    while position + FRAME_HEADER_SIZE <= device.size:
-        if position + FRAME_HEADER_SIZE > start + len(window):
-            start = position
-            window = device.pread(start, min(_SCAN_WINDOW, device.size - start))
-        found = window.find(FRAME_MAGIC, position - start)
-        if found < 0:
-            position = start + len(window) - len(FRAME_MAGIC) + 1
-            continue
-        position = start + found
-        header = peek_frame(window[found : found + FRAME_HEADER_SIZE])
-        if header is not None:
-            intact = _is_intact(device, position, header, image_id)
-            if intact:
-                yield position, header
-            position += FRAME_HEADER_SIZE + header.payload_length if intact else 1
-
-
-def _is_intact(device: BlockDevice, offset: int, header: FrameHeader, image_id: bytes) -> bool:
-    length = FRAME_HEADER_SIZE + header.payload_length
-    if header.image_id != image_id or header.payload_length > MAX_BLOCK_SIZE or offset + length > device.size:
-        return False
-    try:
-        unpack_frame(device.pread(offset, length))
-    except MountfsError:
-        return False
-    return True

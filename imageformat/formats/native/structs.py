@@ -6,6 +6,7 @@ docs/format.md does not allow.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import struct
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from imageformat.errors import CorruptImageError, IncompleteImageError, Unsuppor
 from imageformat.layer import ImageType
 
 MAGIC = b"\x89MFI\r\n\x1a\n"
-VERSION = (0, 2)
+VERSION = (0, 3)
 HEADER_SIZE = 4096
 FOOTER_SIZE = 512
 FOOTER_MAGIC = b"MFI-END\n"
@@ -38,10 +39,13 @@ FOREIGN_BASE = 1 << 1
 """Incompatible feature: depth 0 of the chain is an image of another tool; records name places on its disk."""
 EXCLUDED_FILES = 1 << 2
 """Incompatible feature: blocks of files that were left out on purpose have a state of their own."""
-KNOWN_INCOMPATIBLE = DELTA_FRAMES | FOREIGN_BASE | EXCLUDED_FILES
+PARTIAL_BLOCKS = 1 << 3
+"""Incompatible feature: a block may be stored of which some sectors were unreadable at the source."""
+KNOWN_INCOMPATIBLE = DELTA_FRAMES | FOREIGN_BASE | EXCLUDED_FILES | PARTIAL_BLOCKS
 DELTA_FRAMES_NAME = (1, b"\0\0sub-block deltas")
 FOREIGN_BASE_NAME = (1, b"\0\1base of another tool")
 EXCLUDED_FILES_NAME = (1, b"\0\2excluded files")
+PARTIAL_BLOCKS_NAME = (1, b"\0\3blocks with unreadable sectors")
 """Their names, as extension records, for readers that lack them."""
 
 NO_UUID = UUID(int=0)
@@ -70,6 +74,12 @@ class State(enum.IntEnum):
     BAD = 4
     PAGE = 5
     EXCLUDED = 6
+    PARTIAL = 7
+    """Stored, but some sectors of it are BAD."""
+
+
+STORED_STATES = frozenset({State.DATA, State.PARTIAL})
+"""States of blocks that have a frame."""
 
 
 class FrameKind(enum.IntEnum):
@@ -78,6 +88,8 @@ class FrameKind(enum.IntEnum):
     BLOCK = 1
     PAGE = 2
     ANCESTORS = 3
+    VOID = 4
+    """Says nothing; its payload is what it once was."""
 
 
 class ExtensionType(enum.IntEnum):
@@ -181,6 +193,17 @@ def unpack_record(page: bytes, position: int) -> Record:
 def fill_record(state: State, layer: int) -> bytes:
     """Return the record of a block, or of a whole subtree, that is filled with one state."""
     return _RECORD.pack(bytes(16), 0, 0, state | layer << 8)
+
+
+def with_partial_blocks(header: Header) -> Header:
+    """Return a header that says that blocks of the image, or of an ancestor, have BAD sectors."""
+    if header.incompatible & PARTIAL_BLOCKS:
+        return header
+    return dataclasses.replace(
+        header,
+        incompatible=header.incompatible | PARTIAL_BLOCKS,
+        extensions=(PARTIAL_BLOCKS_NAME, *header.extensions),
+    )
 
 
 def pack_header(header: Header) -> bytes:

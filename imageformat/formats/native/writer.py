@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.cache import BlockCache
 from imageformat.codec import Codec, digest, encode, encode_delta
-from imageformat.errors import VerificationError
+from imageformat.errors import DestinationError, VerificationError
 from imageformat.formats.native.builder import IndexBuilder
 from imageformat.formats.native.index import FILL_STATES, Geometry, ResolvedIndex, logical_root
+from imageformat.formats.native.partial import pack_partial
 from imageformat.formats.native.reader import open_native
 from imageformat.formats.native.structs import (
     FOOTER_SIZE,
+    PARTIAL_BLOCKS,
     RECORD_SIZE,
     Counts,
     Footer,
@@ -26,8 +28,11 @@ from imageformat.formats.native.structs import (
     pack_header,
     pack_record,
     page_number,
+    with_partial_blocks,
 )
+from imageformat.formats.native.unfinished import StoredFrame
 from imageformat.layer import Ancestry
+from imageformat.storage.unfinished import RewritableWriter
 
 if TYPE_CHECKING:
     from imageformat.device import BlockDevice
@@ -49,6 +54,7 @@ class EncodedBlock(NamedTuple):
     digest: bytes
     raw_length: int
     frame: bytes
+    codec: int = Codec.ZSTD
 
 
 def encode_block(
@@ -73,6 +79,15 @@ def encode_block(
     return EncodedBlock(block, raw_digest, len(raw), frame)
 
 
+def encode_partial(
+    image_id: bytes, block: int, raw: bytes, bad_map: bytes, raw_digest: bytes, level: int
+) -> EncodedBlock:
+    """Compress and frame a block of which some sectors are BAD, zeros in ``raw``. Thread-safe."""
+    codec, payload = pack_partial(raw, bad_map, level)
+    frame = _frame(image_id, FrameKind.BLOCK, block, len(raw), raw_digest, codec, payload)
+    return EncodedBlock(block, raw_digest, len(raw), frame, codec)
+
+
 def _encode_difference(raw: bytes | memoryview, older: OlderBlock) -> tuple[Codec, bytes]:
     return Codec.DELTA, pack_record(older.record) + encode_delta(raw, older.raw)
 
@@ -93,8 +108,9 @@ def _frame(
 class NativeWriter:
     """Appends blocks in ascending order and publishes the image at the end. One thread.
 
-    Blocks neither written, referred to nor filled are inherited from ``parent``. A block of zeros must be
-    filled as ZERO, never written, so that equal disks have equal roots.
+    Blocks neither written, kept, referred to nor filled are inherited from ``parent``. A block of zeros must
+    be filled as ZERO, never written, so that equal disks have equal roots. A target
+    that holds something is an unfinished image with the same id, which is gone on with.
     """
 
     def __init__(
@@ -112,19 +128,33 @@ class NativeWriter:
         self.geometry = Geometry(header.disk_size, header.block_size, header.page_bits)
         self._builder = IndexBuilder(self.geometry, header.depth, parent, self._emit_page)
         self._counts = dict.fromkeys((State.DATA, *sorted(FILL_STATES)), 0)
+        self._has_partial = False
         self._raw_bytes = 0
         self._stored_bytes = 0
-        target.append(self._header_bytes)
+        if isinstance(target, RewritableWriter) and target.position:
+            target.overwrite(0, self._header_bytes)
+        else:
+            target.append(self._header_bytes)
 
     def write(self, encoded: EncodedBlock) -> None:
         """Append one block; blocks come in ascending order."""
         offset = self._target.position
         self._target.append(encoded.frame)
-        record = Record(encoded.digest, offset, len(encoded.frame), State.DATA, self._header.depth)
-        self._builder.put(encoded.block, record)
+        self.keep(
+            StoredFrame(
+                encoded.block, offset, len(encoded.frame), encoded.raw_length, encoded.digest, encoded.codec
+            )
+        )
+
+    def keep(self, frame: StoredFrame) -> None:
+        """Say that the frame of a block stands in the file already; blocks come in ascending order."""
+        state = State.PARTIAL if frame.codec == Codec.PARTIAL else State.DATA
+        self._has_partial |= state == State.PARTIAL
+        record = Record(frame.digest, frame.offset, frame.length, state, self._header.depth)
+        self._builder.put(frame.block, record)
         self._counts[State.DATA] += 1
-        self._raw_bytes += encoded.raw_length
-        self._stored_bytes += len(encoded.frame)
+        self._raw_bytes += frame.raw_length
+        self._stored_bytes += frame.length
 
     def refer(self, block: int, record: Record) -> None:
         """Say that an older file holds a block, where no parent's index says so; in ascending order."""
@@ -139,6 +169,7 @@ class NativeWriter:
     def commit(self) -> ImageInfo:
         """Finish the index, make the image durable, prove it by reading back, and publish it."""
         top = self._builder.finish()
+        self._name_partial_blocks()
         ancestors_offset = ancestors_length = 0
         if self._ancestors:
             ancestors_offset = self._target.position
@@ -159,6 +190,16 @@ class NativeWriter:
         published: list[ImageInfo] = []
         self._target.commit(lambda device: published.append(self._read_back(device, footer)))
         return published[0]
+
+    def _name_partial_blocks(self) -> None:
+        """Say in the header that blocks have BAD sectors; that is known only when all were read."""
+        if not self._has_partial or self._header.incompatible & PARTIAL_BLOCKS:
+            return
+        if not isinstance(self._target, RewritableWriter):
+            raise DestinationError("this storage cannot take an image of a source with unreadable sectors")
+        self._header = with_partial_blocks(self._header)
+        self._header_bytes = pack_header(self._header)
+        self._target.overwrite(0, self._header_bytes)
 
     def _own_counts(self) -> Counts:
         return Counts(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import os
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -15,33 +14,30 @@ from engine.backup import BackupOptions, BackupProgress, BackupResult, backup
 from engine.changes import ChangeTracker, Wanted, open_tracker
 from engine.changes.knowledge import Tracking, last_mark
 from engine.devices.backing import holds
-from engine.devices.guards import written_at
 from engine.devices.ratelimit import RateLimited
 from engine.devices.source import SourceDevice
 from engine.plan import check_set_name, set_name_for
-from engine.proving import record_whole
-from engine.snapshots.taking import AUTO, PictureSource
-from engine.sourcecheck import compare_with_source
+from engine.snapshots.taking import AUTO
 from engine.sources import open_any
-from engine.verify import verify, worst_exit_code
 from imageformat.codec import DEFAULT_LEVEL
-from imageformat.errors import ChangesMissedError, MountfsError, RepositoryInsideSourceError, UsageError
+from imageformat.errors import RepositoryInsideSourceError, UsageError
 from imageformat.layer import ImageType
 from imageformat.leftout import EXCLUDED_KEY, record_of
 from imageformat.repository import Point, Repository
 from imageformat.selection import holds_own_images, select_point
 from imageformat.storage.local import LocalStorage
-from imageformat.view import ImageView
 from mountfs import __version__
-from mountfs.allocation.disk import DiskAllocation, read_allocation
-from mountfs.allocation.excluded import ExcludedFiles, find_excluded
+from mountfs.allocation.disk import DiskAllocation
+from mountfs.allocation.excluded import ExcludedFiles
+from mountfs.cli.afterbackup import check_missed, compare, prove, show, show_changes
 from mountfs.cli.command import Threads, command, path
 from mountfs.cli.hooking import hooked
-from mountfs.cli.render import Renderer, counted, format_duration, format_size
-from mountfs.cli.reports import UNUSED_KEY, backup_result, show_damages
-from mountfs.cli.standstill import stand_still
-from mountfs.excludes import Pattern, parse_pattern
-from mountfs.session import drivers_of
+from mountfs.cli.leavingout import find_free, find_unwanted
+from mountfs.cli.render import Renderer, format_size
+from mountfs.cli.reports import UNUSED_KEY
+from mountfs.cli.standstill import refuse_moving, stand_still
+from mountfs.cli.unreadable import warn_of_bad_backup
+from mountfs.excludes import parse_pattern
 
 WARNING_EXIT = 3
 
@@ -124,6 +120,12 @@ NextBitmap = Annotated[
         show_default=False,
     ),
 ]
+Rescue = Annotated[
+    bool, typer.Option("--rescue", help="Go on past any number of bad sectors; else past 32 KiB of them.")
+]
+NoResume = Annotated[
+    bool, typer.Option("--no-resume", help="Throw away what an interrupted backup left; start anew.")
+]
 
 
 class VerifyAfter(enum.Enum):
@@ -151,6 +153,7 @@ mountfs backup vm.img repo --base old.qcow2 what changed since old.qcow2
 mountfs backup /dev/sdc /evidence --raw     deleted files too
 mountfs backup /dev/vg/data /backups --snapshot lvm
 mountfs backup /dev/sdb /backups --exclude '*.iso' --exclude '/*/var/cache/**'
+mountfs backup /dev/sdd /backups --rescue   all that a failing disk still gives
 """
 
 
@@ -173,6 +176,8 @@ def run(
     rate_limit: RateLimit = None,
     changed: Changed = "auto",
     next_bitmap: NextBitmap = "",
+    rescue: Rescue = False,
+    no_resume: NoResume = False,
     verify_after: Verify = VerifyAfter.NONE,
     snapshot: Snapshot = AUTO,
 ) -> int:
@@ -180,7 +185,8 @@ def run(
 
     The free space of file systems is left out and reads as zeros, unless one is in use or not sound; so are
     page and swap files, and what --exclude names, which cannot be read from the image.
-    Nothing appears in the repository before the image is complete, durable and read back.
+    Nothing appears in the repository before the image is complete, durable and read back. What an
+    interrupted backup had stored is kept for the next one, as far as SOURCE, read again, still holds it.
     """
     patterns = tuple(map(parse_pattern, exclude or ()))
     if raw and patterns:
@@ -192,7 +198,7 @@ def run(
         check_places(device, repository)
         device = stand_still(out, device, snapshot)
         if verify_after is VerifyAfter.SOURCE:
-            _refuse_moving(device)
+            refuse_moving(device)
         options = BackupOptions(
             type=type_,
             block_size=_block_bytes(block_size),
@@ -200,6 +206,8 @@ def run(
             differences=not whole_blocks,
             threads=threads,
             any_source=set_name is not None,
+            rescue=rescue,
+            resume=not no_resume,
         )
         opened = Repository(LocalStorage(repository.absolute()))
         try:
@@ -212,8 +220,8 @@ def run(
                 parent_point = adopt(opened, repository.absolute(), name, base)
             tracker = _tracker(changed, next_bitmap, device, opened, name)
             limited = device if rate_limit is None else RateLimited(device, rate_limit << 20)
-            allocation = None if raw else _allocation(out, device, limited)
-            excluded = _excluded(out, device, limited, allocation, patterns)
+            allocation = None if raw else find_free(out, device, limited)
+            excluded = find_unwanted(out, device, limited, allocation, patterns)
             result = _backup(
                 out,
                 limited,
@@ -226,12 +234,13 @@ def run(
                 parent_point,
                 Tracking(tracker),
             )
-            _show(out, opened, result, device.size)
-            _show_changes(out, result, asked=changed != "auto")
+            show(out, opened, result, device.size)
+            show_changes(out, result, asked=changed != "auto")
+            bad = warn_of_bad_backup(out, result)
             if verify_after is not VerifyAfter.NONE:
-                _verify(out, opened, result)
+                prove(out, opened, result)
             if verify_after is VerifyAfter.SOURCE:
-                _compare(out, opened, result, limited)
+                compare(out, opened, result, limited)
         finally:
             opened.close()
     finally:
@@ -239,8 +248,7 @@ def run(
     check_missed(result)
     if result.warning:
         out.warning(f"a full image was made: {result.warning}")
-        return WARNING_EXIT
-    return 0
+    return bad or (WARNING_EXIT if result.warning else 0)
 
 
 def _tracker(
@@ -274,48 +282,6 @@ def check_places(device: SourceDevice, repository: Path) -> None:
         raise UsageError(
             f"{repository} is a set, not a repository; name the folder above it: {repository.parent}"
         )
-
-
-def _moves(device: SourceDevice) -> tuple[str, ...]:
-    """Return where a source that may change while it is read is mounted."""
-    still = isinstance(device, PictureSource) or device.identity.kind == "export"
-    return () if still else written_at(device.identity.path)
-
-
-def _allocation(
-    out: Renderer, device: SourceDevice, source: SourceDevice | RateLimited
-) -> DiskAllocation | None:
-    """Find what is free on the source; None, and a warning, while it can change."""
-    mounted = _moves(device)
-    if mounted:
-        out.warning(
-            f"{device.identity.path} is mounted at {', '.join(mounted)} and can change: it is imaged whole, "
-            "free space included"
-        )
-        return None
-    found = read_allocation(source, device.sector_size if device.identity.is_device else None)
-    for sentence in found.warnings():
-        out.warning(sentence)
-    return found
-
-
-def _excluded(
-    out: Renderer,
-    device: SourceDevice,
-    source: SourceDevice | RateLimited,
-    allocation: DiskAllocation | None,
-    patterns: tuple[Pattern, ...],
-) -> ExcludedFiles | None:
-    """Find the files that are left out; None, and a warning where some were named, while they can change."""
-    if allocation is None:
-        if patterns:
-            out.warning("no file is left out by --exclude: the source can change while it is read")
-        return None
-    sector_size = device.sector_size if device.identity.is_device else None
-    found = find_excluded(source, allocation, patterns, drivers_of, sector_size)
-    for sentence in found.warnings:
-        out.warning(sentence)
-    return found or None
 
 
 def _origin(
@@ -364,75 +330,5 @@ def _backup(
             tracking=tracking,
             excluded=excluded.extents if excluded is not None else None,
             report=report,
+            tell=out.note,
         )
-
-
-def _show(out: Renderer, repository: Repository, result: BackupResult, size: int) -> None:
-    info = result.info
-    out.result(backup_result(result, repository.storage.url))
-    changed = "" if info.parent_id is None else f"{counted(result.changed_blocks, 'block')} changed, "
-    out.line(
-        f"{result.set_name}: point {info.number} ({info.type.value}): {format_size(size)} disk, "
-        f"{changed}{format_size(info.stored_size)} stored in {format_duration(result.seconds)}"
-    )
-    out.line(f"{repository.storage.url}/{result.key}")
-
-
-def _show_changes(out: Renderer, result: BackupResult, *, asked: bool) -> None:
-    known = result.changes
-    if known.inherited.blocks:
-        size = format_size(known.inherited.blocks * result.info.disks[0].block_size)
-        out.line(
-            f"{size} not read: unchanged, says {known.tracker}; {counted(known.sampled, 'block')} tested"
-        )
-    elif known.reason and not known.missed and (asked or not known.expected):
-        out.warning(f"everything was read: {known.tracker}: {known.reason}")
-
-
-def check_missed(result: BackupResult) -> None:
-    """Raise the alarm when what tracks changes missed one.
-
-    Raises:
-        ChangesMissedError
-    """
-    known = result.changes
-    if known.missed:
-        raise ChangesMissedError(
-            f"{known.tracker} misses changes: {known.reason}. Everything was read, and point "
-            f"{result.info.number} of {result.set_name} is complete; images before it that relied on "
-            f"{known.tracker} may lack changes. Begin a new one, or use --changed scan"
-        )
-
-
-def _refuse_moving(device: SourceDevice) -> None:
-    """Raise `UsageError` when the source is written meanwhile: it would differ from any image of it."""
-    mounted = _moves(device)
-    if mounted:
-        raise UsageError(
-            f"{device.identity.path} is mounted at {', '.join(mounted)} and can change: it cannot be "
-            "compared with its image; unmount it, image a snapshot, or use --verify file"
-        )
-
-
-def _compare(
-    out: Renderer, repository: Repository, result: BackupResult, source: SourceDevice | RateLimited
-) -> None:
-    point = select_point(repository.image_set(result.set_name), str(result.info.number))
-    view = ImageView(repository.chain(point), repository.cache)
-    with out.progress("compare with the source", source.size) as progress:
-        compared = compare_with_source(view, source, report=progress.update)
-    out.line(f"{result.set_name}: point {result.info.number}: {format_size(compared)} equal to the source")
-
-
-def _verify(out: Renderer, repository: Repository, result: BackupResult) -> None:
-    started_ns = time.time_ns()
-    point = select_point(repository.image_set(result.set_name), str(result.info.number))
-    with out.progress("verify", point.size) as progress:
-        reports = list(
-            verify(repository, (point,), report=lambda state: progress.update(state.done, point.file_name))
-        )
-    record_whole(repository, reports, started_ns)
-    if worst_exit_code(reports):
-        show_damages(out, reports, {})
-        raise MountfsError(f"{result.key}: the new image does not verify; the destination is failing")
-    out.line(f"{result.set_name}: point {result.info.number}: every block verified")

@@ -15,8 +15,10 @@ from mountfs.cli.command import At, DiskNumber, Image, PointName, command
 from mountfs.cli.images import disk_of, failures_of, opened_point, parse_name, raise_first
 from mountfs.cli.render import Column, Renderer, counted, format_size, format_time
 from mountfs.cli.reports import info_result, left_out, point_result, table_result, volume_result
+from mountfs.cli.unreadable import show_unreadable, unreadable_result
 from mountfs.disktree import DiskTree
 from mountfs.session import Session
+from mountfs.unreadable import find_unreadable
 from mountfs.volumes import Volume
 
 _VOLUMES = (
@@ -82,12 +84,14 @@ def run(
         shown = [_shown_disk(stack, session, chosen, number) for number in numbers]
         missing = left_out(chain.info)
         disks = [_disk_result(entry, missing) for entry in shown]
+        unreadable = find_unreadable(session, chosen, disk=numbers[0])
         out.result(
             {
                 **point_result(chosen),
                 **disks[0],
                 "shown": disks,
                 "chain": [info_result(info) for info in line],
+                **unreadable_result(unreadable),
             }
         )
         for fact, text in facts_of(chain.info, foreign=chosen.is_foreign).items():
@@ -96,6 +100,7 @@ def run(
             _show_disk(out, entry, several=len(chain.info.disks) > 1)
             _show_left_out(out, missing, entry.volumes)
             _show_excluded(out, chain.info, entry.volumes)
+        show_unreadable(out, unreadable, chosen.key)
         if chain.depth:
             out.line("")
             out.table("Chain", _CHAIN, (_chain_row(info) for info in line))

@@ -20,6 +20,7 @@ from mountfs.cli.images import disk_of, find_node, opened_point, parse_inner
 from mountfs.cli.render import Renderer, format_duration, format_size
 from mountfs.cli.targets import TargetSerial, agreed_target
 from mountfs.cli.targetwriting import Job, tally_facts, write_target
+from mountfs.cli.unreadable import warn_of_bad_restore
 from mountfs.disktree import DiskTree
 from mountfs.session import Session
 
@@ -62,12 +63,13 @@ def run(
     check: Check = False,
     delta: Delta = False,
     threads: Threads = 0,
-) -> None:
+) -> int:
     """Write any point to a disk, a partition or a file, byte for byte.
 
     Asks before it overwrites anything; for a disk, for its serial number. A file gets its name only when it
     is complete; on a device its start is written last, so that an interrupted restore never looks bootable.
-    The same command goes on where one was interrupted.
+    The same command goes on where one was interrupted. Sectors that were unreadable at the source become
+    zeros, and a warning.
     """
     name = parse_inner(image, point=point, at=at)
     if target.endswith("/"):
@@ -109,6 +111,7 @@ def run(
             ),
         )
         _tell(out, chosen, target, tally)
+    return warn_of_bad_restore(out, tally)
 
 
 def _named(chosen: Point, inner: str | None, disk: int) -> str:

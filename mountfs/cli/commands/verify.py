@@ -11,7 +11,7 @@ import typer
 
 from engine.proving import prove_oldest, record_whole, standing
 from engine.verify import Damage, FileReport, points_of_chain, verify, worst_exit_code
-from imageformat.errors import UsageError
+from imageformat.errors import MountfsError, UsageError
 from imageformat.repository import Access, Point
 from mountfs.cli.command import At, PointName, Threads, command
 from mountfs.cli.images import ImageName, parse_name
@@ -19,8 +19,10 @@ from mountfs.cli.problems import causes, dependents_text
 from mountfs.cli.quantities import Budget, parse_budget
 from mountfs.cli.render import Renderer, counted, format_size, format_time
 from mountfs.cli.reports import damage_result, point_result, show_damages
+from mountfs.cli.unreadable import show_unreadable, unreadable_result
 from mountfs.damage import name_damage
 from mountfs.session import Session
+from mountfs.unreadable import Unreadable, find_unreadable
 
 Place = Annotated[
     str,
@@ -88,13 +90,15 @@ def run(
         victims = {point.key for cause in blamed.values() for point in cause.dependents}
         for report in reports:
             cause = blamed.get(report.point.key)
-            _tell_program(out, report, files[report.point.key])
+            unreadable = _unreadable(session, report)
+            _tell_program(out, report, files[report.point.key], unreadable)
             _tell(
                 out,
                 _own(report) if report.point.key in victims else report,
                 files[report.point.key],
                 dependents_text(cause.dependents) if cause is not None else "",
             )
+            show_unreadable(out, unreadable, report.point.key)
     blocks = sum(report.blocks for report in reports)
     summary = f"{counted(len(reports), 'image')}, {counted(blocks, 'block')}, {format_size(total)} read: "
     out.line(summary + _verdict(reports, victims))
@@ -124,7 +128,7 @@ def _verify_some(out: Renderer, session: Session, name: ImageName, budget: Budge
         )
     for report in reports:
         named = _named(session, report)
-        _tell_program(out, report, named)
+        _tell_program(out, report, named, _unreadable(session, report))
         _tell(out, report, named, "")
     now_ns = time.time_ns()
     known = [standing(repository.storage, image_set)[0] for image_set in sets]
@@ -185,7 +189,17 @@ def _verdict(reports: Sequence[FileReport], victims: Collection[str]) -> str:
     return ", ".join(wrong) or "everything is right"
 
 
-def _tell_program(out: Renderer, report: FileReport, named: FilesOf) -> None:
+def _unreadable(session: Session, report: FileReport) -> Unreadable:
+    """Find what was unreadable at the source; nothing where the index itself cannot be read."""
+    if report.point.problem is not None or report.damages or report.unread:
+        return Unreadable()
+    try:
+        return find_unreadable(session, report.point)
+    except MountfsError:
+        return Unreadable()
+
+
+def _tell_program(out: Renderer, report: FileReport, named: FilesOf, unreadable: Unreadable) -> None:
     out.result(
         {
             **point_result(report.point),
@@ -196,6 +210,7 @@ def _tell_program(out: Renderer, report: FileReport, named: FilesOf) -> None:
             "damages": [damage_result(damage, named.get(damage, ())) for damage in report.damages],
             "unread": report.unread_count,
             "failures": [damage_result(failure, ()) for failure in report.unread],
+            **unreadable_result(unreadable),
         }
     )
 
