@@ -149,6 +149,11 @@ def golden(folder: Path) -> Seed:
     return Seed(image.read_bytes(), image.name)
 
 
+def golden_bad_sectors(folder: Path) -> Seed:
+    image = min((REPOSITORY / "tests" / "golden" / "bad_sectors" / "set").glob("*full*.mfi"))
+    return Seed(image.read_bytes(), image.name)
+
+
 def stored(case: str, folder: Path, limit: int = 1 << 30) -> Seed:
     packed = shared_data_folder() / "fs-images" / "images" / f"{case}.disk.img.xz"
     return Seed(lzma.decompress(packed.read_bytes())[:limit])
@@ -253,6 +258,7 @@ def system_target(plugin: Any, kind: str, seed: Callable[[Path], Seed]) -> Targe
 
 TARGETS = {
     "native": Target(golden, partial(feed_image, "mfi")),
+    "native with bad sectors": Target(golden_bad_sectors, partial(feed_image, "mfi")),
     "qcow2": image_target("qcow2"),
     "qcow1": image_target("qcow1"),
     "qed": image_target("qed"),
