@@ -93,6 +93,11 @@ def test_a_file_system_stands_still_and_is_let_go_whoever_dies(
                 assert len(list(folder.iterdir())) == 1
             assert not is_frozen(top)
             until(lambda: counter.read_text() != stood, "the writer does not go on")
+        with (
+            pytest.raises(SnapshotError, match="longer than"),
+            frozen(entries_of(device), folder, seconds=0.2),
+        ):
+            until(lambda: not is_frozen(top), "the time limit does not end it")
         assert list(folder.iterdir()) == []
         for victims in ("parent", "child", "both"):
             with _holder(device, folder) as holder:
