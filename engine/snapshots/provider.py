@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from engine.devices import sysfs
 from engine.devices.backing import BackingWalk, identify
@@ -27,7 +27,8 @@ class SourceFacts:
     """What is known of a source before a snapshot of it is made."""
 
     path: str
-    kind: Literal["disk", "partition", "file", "export"]
+    kind: str
+    """That of `SourceIdentity`."""
     size: int
     number: str = ""
     """Of the block device, "major:minor"; empty for a file."""
