@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.copying import copy_facts, plan_copy
+from engine.copying import CopyItem, copy_facts, copy_file, plan_copy
 from imageformat.catalog import Problem, Proof
-from imageformat.errors import CorruptImageError, DestinationError, SourceMismatchError
+from imageformat.errors import CorruptImageError, DestinationError, SourceMismatchError, VerificationError
 from imageformat.layer import DiskInfo, ImageInfo, ImageType
 from imageformat.repository import ImageSet, Point
 from imageformat.storage import ObjectInfo
+from imageformat.storage.memory import MemoryObjectWriter, MemoryStorage
+from support.content import noise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from imageformat.device import BlockDevice
 
 SET_ID = UUID(int=77)
 
@@ -88,6 +96,46 @@ def test_the_rule(steps: list[int], held: set[int], older: bool) -> None:
     assert {entry.number for entry in plan.older} == {entry.number for entry in points} - have
     assert not plan.skipped
     assert plan.size == sum(100 + number for number in copied)
+
+
+def test_parents_come_first_however_they_are_listed() -> None:
+    points = [point(3, 2), point(2, 1), point(4, 1), point(1)]
+    plan = plan_copy(image_set(*points), files(*points), image_set(), [])
+    assert [item.point.number for item in plan.items if item.point] == [1, 2, 3, 4]
+
+
+class Rotten(MemoryStorage):
+    """Keeps another byte than it was given, at one place."""
+
+    place = 0
+
+    def create(self, key: str) -> MemoryObjectWriter:
+        writer = super().create(key)
+        commit = writer.commit
+
+        def rotten(check: Callable[[BlockDevice], None] | None = None) -> None:
+            writer._content[self.place] ^= 1
+            commit(check)
+
+        writer.commit = rotten  # type: ignore[method-assign]
+        return writer
+
+
+@pytest.mark.parametrize(
+    ("verify", "at", "seen"), [(True, 150_000, True), (False, 150_000, False), (False, 299_999, True)]
+)
+def test_what_does_not_read_back_is_not_published(verify: bool, at: int, seen: bool) -> None:
+    source, target = MemoryStorage(), Rotten()
+    source.publish("s/one", noise(1, 300_000))
+    target.place = at
+    item = CopyItem("s/one", 300_000, None)
+    if not seen:
+        copy_file(source, target, item, verify=verify)
+        assert [entry.key for entry in target.objects("s/")] == ["s/one"]
+        return
+    with pytest.raises(VerificationError, match="s/one"):
+        copy_file(source, target, item, verify=verify)
+    assert list(target.objects("s/")) == []
 
 
 def test_what_merging_here_has_written_anew_is_copied_with_its_parents() -> None:
