@@ -374,10 +374,10 @@ class Bucket:
         code, status = _code(error), _status(error)
         if code in _CONDITION:
             return ExistsAlreadyError()
-        if code not in _ANSWERS and (code in _BUSY_CODES or status == 429 or status >= 500):
-            return PassingError()
         if code == "NotImplemented":
             return _UnknownRequestError(_reason(error))
+        if code not in _ANSWERS and (code in _BUSY_CODES or status == 429 or status >= 500):
+            return PassingError()
         said = f"the server says {code}" if code.isdigit() else f"{code}: {_reason(error)}"
         place = f"s3://{self._name}" if code == "NoSuchBucket" else self._place(key)
         kind = _ANSWERS.get(code) or _STATUSES.get(status) or (DestinationError if writing else StorageError)

@@ -115,11 +115,16 @@ def _is_dead(owner: _Owner) -> bool:
     return _start(owner.pid) != owner.started
 
 
-def _uptime() -> float:
-    """Return seconds that also pass while the machine sleeps."""
-    if sys.platform == "linux":
+if sys.platform == "linux":
+
+    def _uptime() -> float:
+        """Return seconds that also pass while the machine sleeps."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()
+
+else:
+
+    def _uptime() -> float:
+        return time.monotonic()
 
 
 _held: set[tuple[str, str]] = set()

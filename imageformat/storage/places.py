@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from imageformat.storage import Storage, StorageScheme
 
 _URL = re.compile(r"(?P<base>(?P<scheme>[a-z][a-z0-9]*)://[^/]*)(?P<path>.*)", re.DOTALL)
-_REMOTE = ("s3", "sftp")
 
 
 def split_address(text: str) -> tuple[str, str]:
@@ -48,13 +47,15 @@ def open_storage(address: str) -> Storage:
     if match is None or match["scheme"] == "file":
         return LocalStorage(Path(address.removeprefix("file://")).absolute())
     scheme = match["scheme"]
-    if scheme not in _REMOTE:
-        raise UsageError(f"{address}: places are folders, {', '.join(f'{name}://' for name in _REMOTE)}")
+    module_name = f"imageformat.storage.{scheme}"
     try:
-        module = importlib.import_module(f"imageformat.storage.{scheme}")
+        record: StorageScheme | None = getattr(importlib.import_module(module_name), "PLUGIN", None)
     except ImportError as error:
-        missing = UsageError(f"{scheme}:// needs {error.name}, which is not installed")
-        missing.add_note(f"pip install 'mountfs[{scheme}]'")
-        raise missing from error
-    record: StorageScheme = module.PLUGIN
+        if error.name != module_name:
+            missing = UsageError(f"{scheme}:// needs {error.name}, which is not installed")
+            missing.add_note(f"pip install 'mountfs[{scheme}]'")
+            raise missing from error
+        record = None
+    if record is None or not record.matches(address):
+        raise UsageError(f"{address}: images lie in a folder, or at an address such as s3:// or sftp://")
     return record.open(address)
