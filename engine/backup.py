@@ -24,10 +24,12 @@ from imageformat.errors import ChainError, ImageError, SourceMismatchError
 from imageformat.extent import ExtentKind, overlay
 from imageformat.formats.native.foreignbase import BaseBlocks, Reference, foreign_base, stands_on_foreign
 from imageformat.formats.native.older import ParentBlocks
-from imageformat.formats.native.reader import native_layers, resolved_index
+from imageformat.formats.native.reader import NativeLayer, native_layers, resolved_index
 from imageformat.formats.native.structs import (
     DELTA_FRAMES,
     DELTA_FRAMES_NAME,
+    EXCLUDED_FILES,
+    EXCLUDED_FILES_NAME,
     FOREIGN_BASE,
     FOREIGN_BASE_NAME,
     NO_ROOT,
@@ -50,7 +52,11 @@ if TYPE_CHECKING:
     from imageformat.repository import ImageSet, Point, Repository
 
 DEFAULT_BLOCK_SIZE = 64 << 10
-_FILLS = {ExtentKind.ZERO: State.ZERO, ExtentKind.UNUSED: State.UNUSED}
+_FILLS = {
+    ExtentKind.ZERO: State.ZERO,
+    ExtentKind.UNUSED: State.UNUSED,
+    ExtentKind.EXCLUDED: State.EXCLUDED,
+}
 _JOB_BYTES = 1 << 20
 """What one worker is given at a time: a disk answers few large questions faster than many small ones."""
 
@@ -125,6 +131,7 @@ def backup(
     origin: dict[str, object],
     parent: Point | None = None,
     unused: Iterable[Extent] = (),
+    excluded: Iterable[Extent] | None = None,
     report: Callable[[BackupProgress], None] = lambda _: None,
     clock_ns: Callable[[], int] = time.time_ns,
 ) -> BackupResult:
@@ -132,9 +139,10 @@ def backup(
 
     ``origin`` is recorded in the image: at least ``source``, and ``serial`` when known. ``unused`` says what
     holds nothing and is left out: ascending extents of the source as it is now, iterated more than once if
-    need be. The set is locked meanwhile. When it returns, the image is durable and was read back; when it
-    raises, nothing of it is left (a killed process leaves one hidden ``.part`` file that the next backup
-    removes).
+    need be. ``excluded`` are such extents of files that are left out although they hold something; None:
+    there are none, and the source has no EXCLUDED extents of its own. The set is locked meanwhile. When it
+    returns, the image is durable and was read back; when it raises, nothing of it is left (a killed process
+    leaves one hidden ``.part`` file that the next backup removes).
 
     Raises:
         SetBusyError, SourceError, SourceMismatchError, DestinationError, UsageError
@@ -145,7 +153,7 @@ def backup(
         if not options.any_source:
             check_source(image_set, origin)
         plan = plan_backup(image_set, options.type, parent)
-        job = _Job(source, unused, repository, image_set, options, origin, report, clock_ns())
+        job = _Job(source, unused, excluded, repository, image_set, options, origin, report, clock_ns())
         try:
             key, info, changed = _write_image(job, plan, _open_parent(repository, plan))
         except (ImageError, ChainError) as error:
@@ -182,6 +190,7 @@ def check_source(image_set: ImageSet, origin: dict[str, object]) -> None:
 class _Job:
     source: Source
     unused: Iterable[Extent]
+    excluded: Iterable[Extent] | None
     repository: Repository
     image_set: ImageSet
     options: BackupOptions
@@ -202,7 +211,7 @@ def _open_parent(repository: Repository, plan: BackupPlan) -> Chain | None:
 def _header(job: _Job, plan: BackupPlan, chain: Chain | None) -> Header:
     known = next((point.info for point in job.image_set.points if point.info), None)
     described = {"host": socket.gethostname(), **job.origin}
-    features = _features(job.options, chain)
+    features = _features(job, chain)
     parent = chain.info if chain else None
     block_size = max(job.options.block_size, job.source.sector_size)
     if chain is not None and foreign_base(chain.layer(chain.depth)) is None:
@@ -225,14 +234,22 @@ def _header(job: _Job, plan: BackupPlan, chain: Chain | None) -> Header:
     )
 
 
-def _features(options: BackupOptions, chain: Chain | None) -> dict[int, tuple[int, bytes]]:
+def _features(job: _Job, chain: Chain | None) -> dict[int, tuple[int, bytes]]:
     """Return what a reader must know to read the new image: feature bits, and their names."""
     found = {}
-    if chain is not None and options.differences:
+    if chain is not None and job.options.differences:
         found[DELTA_FRAMES] = DELTA_FRAMES_NAME
     if chain is not None and stands_on_foreign(chain.layer):
         found[FOREIGN_BASE] = FOREIGN_BASE_NAME
+    if job.excluded is not None or _excludes(chain):
+        found[EXCLUDED_FILES] = EXCLUDED_FILES_NAME
     return found
+
+
+def _excludes(chain: Chain | None) -> bool:
+    """Tell whether records that an image on this chain inherits may be EXCLUDED."""
+    tip = None if chain is None else chain.layer(chain.depth)
+    return isinstance(tip, NativeLayer) and bool(tip.header.incompatible & EXCLUDED_FILES)
 
 
 def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> tuple[str, ImageInfo, int]:
@@ -247,7 +264,7 @@ def _write_image(job: _Job, plan: BackupPlan, chain: Chain | None) -> tuple[str,
     try:
         index = parent.index if isinstance(parent, ParentBlocks) else None
         writer = NativeWriter(target, header, index, ancestors)
-        extents = overlay(job.source.extents(0, job.source.size), job.unused)
+        extents = overlay(overlay(job.source.extents(0, job.source.size), job.unused), job.excluded or ())
         changed = copy_blocks(
             job.source, extents, writer, parent, job.options, job.report, lambda: target.position
         )
@@ -274,7 +291,7 @@ def copy_blocks(
 ) -> int:
     """Read the source once and hand what differs from ``parent`` to the writer; return how many blocks.
 
-    ``extents`` cover the source; ZERO and UNUSED ones are not read.
+    ``extents`` cover the source; ZERO, UNUSED and EXCLUDED ones are not read.
     """
     # A worker waits for the medium while it reads: one more than there are cores keeps these busy.
     threads = options.threads or default_threads() + 1

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from engine.backup import BackupOptions, backup
+from imageformat.extent import ExtentKind
 from imageformat.layer import ImageType
 
 if TYPE_CHECKING:
@@ -67,12 +68,17 @@ def convert_points(
                     replace(options, type=kind, any_source=True),
                     origin=_origin(point, point.info, writer),
                     parent=parent,
+                    excluded=() if _has_excluded(view) else None,
                     report=_reporter(report, point),
                     clock_ns=_fixed(point.info.created_ns),
                 )
             there = _point_of(repository, set_name, result)
         parent = there
         yield Conversion(point, result)
+
+
+def _has_excluded(view: ImageView) -> bool:
+    return any(extent.kind is ExtentKind.EXCLUDED for extent in view.extents(0, view.size))
 
 
 def _reporter(
@@ -100,7 +106,7 @@ def _source_of(info: ImageInfo) -> str:
 def _origin(point: Point, info: ImageInfo, writer: str) -> dict[str, object]:
     kept = {
         key: info.details[key]
-        for key in ("host", "model", "serial", "source", "unused")
+        for key in ("host", "model", "serial", "source", "unused", "excluded")
         if key in info.details
     }
     return {"source": point.file_name, **kept, "writer": writer, "converted_from": _name_of(info)}

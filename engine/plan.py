@@ -9,7 +9,7 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.errors import UsageError
-from imageformat.extent import ExtentKind, coalesce
+from imageformat.extent import NOT_STORED, ExtentKind, coalesce
 from imageformat.layer import ImageType
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def check_set_name(name: str) -> str:
 
 
 class Run(NamedTuple):
-    """``blocks`` blocks from ``first`` on: DATA is read, ZERO and UNUSED are not."""
+    """``blocks`` blocks from ``first`` on: DATA is read; ZERO, UNUSED and EXCLUDED are not."""
 
     first: int
     blocks: int
@@ -132,37 +132,58 @@ class Run(NamedTuple):
 def block_runs(extents: Iterable[Extent], size: int, block_size: int, longest: int) -> Iterator[Run]:
     """Cut a disk into runs of whole blocks: holes as long as they are, data in at most ``longest`` blocks.
 
-    A block is UNUSED only when all of it is. One that is partly UNUSED and else ZERO is ZERO: nothing in it
-    is in use but zeros, and those have to be restored. ``extents`` covers the disk in ascending order.
+    A block is UNUSED only when all of it is, and EXCLUDED when it holds nothing else but UNUSED. One that is
+    partly UNUSED and else ZERO is ZERO: nothing in it is in use but zeros, and those have to be restored. One
+    that is partly EXCLUDED and else ZERO is read: it is neither zeros nor an error. ``extents`` covers the
+    disk in ascending order.
     """
     position = 0
     blocks = -(-size // block_size)
     for fill in _fills(extents, size, block_size):
-        if fill.blocks > 0:
-            yield from _data_runs(position, fill.first, longest)
-            yield fill
-            position = fill.first + fill.blocks
+        yield from _data_runs(position, fill.first, longest)
+        yield fill
+        position = fill.first + fill.blocks
     yield from _data_runs(position, blocks, longest)
 
 
 def _fills(extents: Iterable[Extent], size: int, block_size: int) -> Iterator[Run]:
-    """Yield the runs that are not read, ascending; some are empty, or end before they start."""
-    zeros = None  # the block from which on zeros are pending, between two extents that are read
+    """Yield the runs that are not read, ascending."""
+    pending: Run | None = None
+    for run in _uniform(extents, size, block_size):
+        if pending is not None and run.kind is pending.kind and run.first == pending.first + pending.blocks:
+            pending = Run(pending.first, pending.blocks + run.blocks, run.kind)
+            continue
+        if pending is not None:
+            yield pending
+        pending = run
+    if pending is not None:
+        yield pending
+
+
+def _uniform(extents: Iterable[Extent], size: int, block_size: int) -> Iterator[Run]:
+    """Yield runs of blocks that one extent covers, and single blocks that several share; not those read."""
+    blocks = -(-size // block_size)
+    begun: set[ExtentKind] = set()  # the kinds in the block that the extents so far end in
     for extent in coalesce(extents):
         first = -(-extent.offset // block_size)
-        end = -(-size // block_size) if extent.end >= size else extent.end // block_size
-        if extent.kind not in {ExtentKind.ZERO, ExtentKind.UNUSED}:
-            if zeros is not None:
-                yield Run(zeros, extent.offset // block_size - zeros, ExtentKind.ZERO)
-            zeros = None
-            continue
-        zeros = first if zeros is None else zeros
-        if extent.kind is ExtentKind.UNUSED and first < end:
-            yield Run(zeros, first - zeros, ExtentKind.ZERO)
-            yield Run(first, end - first, ExtentKind.UNUSED)
-            zeros = end
-    if zeros is not None:
-        yield Run(zeros, -(-size // block_size) - zeros, ExtentKind.ZERO)
+        end = blocks if extent.end >= size else extent.end // block_size
+        if extent.offset % block_size:
+            begun.add(extent.kind)
+            if end < first:
+                continue
+            if (kind := _shared_kind(begun)) is not ExtentKind.DATA:
+                yield Run(first - 1, 1, kind)
+        if end > first and extent.kind in NOT_STORED:
+            yield Run(first, end - first, extent.kind)
+        begun = {extent.kind}
+
+
+def _shared_kind(kinds: set[ExtentKind]) -> ExtentKind:
+    """Return what a block of several kinds is; see `block_runs`."""
+    used = kinds - {ExtentKind.UNUSED}
+    if not used:
+        return ExtentKind.UNUSED
+    return used.pop() if len(used) == 1 and used <= NOT_STORED else ExtentKind.DATA
 
 
 def _data_runs(first: int, end: int, longest: int) -> Iterator[Run]:

@@ -15,7 +15,7 @@ import xxhash
 
 from engine.pipeline import default_threads, ordered_map
 from imageformat.errors import TargetTooSmallError, VerificationError
-from imageformat.extent import Extent, ExtentKind
+from imageformat.extent import NOT_STORED, Extent, ExtentKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 HEAD = 1 << 20
 """Written last."""
-_FILLS = frozenset({ExtentKind.ZERO, ExtentKind.UNUSED})
 _STEP = 1 << 20
 """What a worker decodes and writes at a time: shorter direct writes cost more than they gain."""
 
@@ -75,7 +74,7 @@ def restore(
     for part in _body_then_head(view.size):
         with contextlib.closing(_written(view, target, threads, part)) as extents:
             for extent in extents:
-                if extent.kind in _FILLS:
+                if extent.kind in NOT_STORED:
                     target.zero(extent.offset, extent.length)
                 else:
                     written += extent.length
@@ -102,7 +101,7 @@ def _written(
     """
 
     def work(extent: Extent) -> Extent:
-        if extent.kind not in _FILLS:
+        if extent.kind not in NOT_STORED:
             target.pwrite(extent.offset, view.pread(extent.offset, extent.length))
         return extent
 
@@ -114,7 +113,7 @@ def _proven(view: BlockDevice, threads: int) -> Generator[tuple[Extent, bytes | 
     """Yield (extent, bytes), with None for what reads as zeros; decoded in parallel, in order."""
 
     def work(extent: Extent) -> tuple[Extent, bytes | None]:
-        return extent, None if extent.kind in _FILLS else view.pread(extent.offset, extent.length)
+        return extent, None if extent.kind in NOT_STORED else view.pread(extent.offset, extent.length)
 
     return ordered_map(work, _steps(view, (0, view.size)), threads=threads or default_threads())
 
@@ -122,7 +121,7 @@ def _proven(view: BlockDevice, threads: int) -> Generator[tuple[Extent, bytes | 
 def _steps(view: BlockDevice, part: tuple[int, int]) -> Iterator[Extent]:
     """Cut what is stored of a part into pieces for one worker each; what reads as zeros stays whole."""
     for extent in view.extents(*part):
-        step = extent.length if extent.kind in _FILLS else _STEP
+        step = extent.length if extent.kind in NOT_STORED else _STEP
         for start in range(extent.offset, extent.end, step):
             yield Extent(start, min(step, extent.end - start), extent.kind)
 
@@ -157,7 +156,7 @@ def compare(
 def _to_be_read(target: BlockDevice, extent: Extent) -> Iterator[tuple[int, int]]:
     """Cut a range into steps; where zeros are expected, the holes of the target need no reading."""
     ranges = [extent]
-    if extent.kind in _FILLS:
+    if extent.kind in NOT_STORED:
         there = target.extents(extent.offset, extent.length)
         ranges = [part for part in there if part.kind is not ExtentKind.ZERO]
     for part in ranges:

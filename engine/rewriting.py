@@ -18,6 +18,8 @@ from imageformat.formats.native.reader import native_layers, resolved_index
 from imageformat.formats.native.structs import (
     DELTA_FRAMES,
     DELTA_FRAMES_NAME,
+    EXCLUDED_FILES,
+    EXCLUDED_FILES_NAME,
     FOREIGN_BASE,
     NO_ROOT,
     NO_UUID,
@@ -191,6 +193,9 @@ def _header(old: Header, image_id: UUID, parent: Chain | None, *, differences: b
         raise UnsupportedFeatureError(
             f"point {old.number} stands on an image of another tool; such a chain cannot be merged"
         )
+    features = {EXCLUDED_FILES: EXCLUDED_FILES_NAME} if old.incompatible & EXCLUDED_FILES else {}
+    if differences:
+        features[DELTA_FRAMES] = DELTA_FRAMES_NAME
     kept = tuple(entry for entry in old.extensions if entry[0] != ExtensionType.FEATURE_NAME)
     return dataclasses.replace(
         old,
@@ -199,6 +204,6 @@ def _header(old: Header, image_id: UUID, parent: Chain | None, *, differences: b
         parent_id=parent.info.id if parent else NO_UUID,
         parent_root=parent.info.root if parent else NO_ROOT,
         depth=parent.depth + 1 if parent else 0,
-        incompatible=DELTA_FRAMES if differences else 0,
-        extensions=(DELTA_FRAMES_NAME, *kept) if differences else kept,
+        incompatible=sum(features),
+        extensions=(*features.values(), *kept),
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from engine.parts import Part, PartProgress
 from engine.pipeline import default_threads, ordered_map
 from imageformat.catalog import Proof
 from imageformat.errors import (
@@ -104,6 +105,8 @@ class _Checked(NamedTuple):
     refs: tuple[BlockRef, ...]
     damages: tuple[Damage, ...]
     transient: int
+    elsewhere: bool = False
+    """Whether something could not be proven because of another file."""
 
 
 def points_of_chain(point: Point, points: Iterable[Point]) -> tuple[Point, ...]:
@@ -165,27 +168,35 @@ def verify_file(
     threads: int = 0,
     advance: Callable[[int], None] = lambda _: None,
     proven: set[str] | None = None,
+    part: Part | None = None,
 ) -> FileReport:
-    """Verify one image file: its links, its own index, and every block that it stores.
+    """Verify one image file: its links, its own index, and every block that it stores, or a part of them.
 
-    ``proven`` holds the keys of files whose links are proven already; this one's is added when its are.
+    Of a part, nothing is told as right when something is wrong with links or index. ``proven`` holds the keys
+    of files whose links are proven already; this one's is added when its are.
     """
     found: list[Damage] = []
     if point.problem is not None:
         blame = Blame.IMAGE if point.info is None else Blame.CHAIN
         found.append(_damage(point.problem.to_error(), blame=blame))
     if point.info is None:
-        return _report(point, found)
+        return _refused(point, found, part)
     try:
         layer = repository.fresh_layer(point)
     except MountfsError as error:
         found.append(_damage(error))
-        return _report(point, found)
+        return _refused(point, found, part)
     with contextlib.closing(layer):
         chain = None
         if point.problem is None:
             chain = _proven_chain(repository, point, layer, found, proven if proven is not None else set())
-        return _verify_layer(layer, chain, point, found, threads, advance)
+        return _verify_layer(layer, chain, point, found, threads, advance, part)
+
+
+def _refused(point: Point, found: list[Damage], part: Part | None) -> FileReport:
+    if part is not None:
+        part.refuse()
+    return _report(point, found)
 
 
 def _proven_chain(
@@ -221,18 +232,25 @@ def _verify_layer(
     found: list[Damage],
     threads: int,
     advance: Callable[[int], None],
+    part: Part | None,
 ) -> FileReport:
     found.extend(_wrong_pages(layer, chain))
     blocks = stored = transient = 0
     check = partial(_check, _reference_in(chain))
     batches = _batches(layer, _base_of(layer, chain), found)
-    with contextlib.closing(ordered_map(check, batches, threads=threads or default_threads())) as results:
+    progress = PartProgress(part, point.size, found)
+    wanted = progress.batches(batches)
+    with contextlib.closing(ordered_map(check, wanted, threads=threads or default_threads())) as results:
         for checked in results:
             blocks += len(checked.refs) - len(checked.damages)
             stored += sum(ref.length for ref in checked.refs)
             transient += checked.transient
             found.extend(checked.damages)
             advance(stored)
+            if progress.stops_after(len(checked.damages), elsewhere=checked.elsewhere):
+                break
+        else:
+            progress.finish()
     return _report(point, found, blocks, stored, transient)
 
 
@@ -365,7 +383,7 @@ def _check_singly(reference: LoadBlock, batch: _Batch) -> _Checked:
         except MountfsError as error:
             offset = ref.offset if batch.blame is Blame.CHAIN else ref.block * block_size
             damages.append(_damage(error, offset, ref.raw_length, blame=batch.blame, disk=batch.disk))
-    return _Checked(batch.refs, tuple(damages), 0 if damages or elsewhere else 1)
+    return _Checked(batch.refs, tuple(damages), 0 if damages or elsewhere else 1, elsewhere)
 
 
 def _damage(

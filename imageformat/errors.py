@@ -12,6 +12,7 @@ The message is one line: what is wrong, where, and what to do about it.
         CorruptImageError              13   stored bytes are not the bytes that were written
         UnreadableBlockError           14   the block was already unreadable at the source
         PartOfImageError               15   one part of a split image, and not the one to open
+        ExcludedError                  16   the bytes were left out of the image on purpose
       ChainError
         ParentMissingError             20
         ParentMismatchError            21   a file stands where the parent was, with other content
@@ -105,6 +106,13 @@ class PartOfImageError(ImageError):
 
     errno = _errno.EINVAL
     exit_code = 15
+
+
+class ExcludedError(ImageError):
+    """The bytes belong to files that were left out of the image; the message says by which pattern."""
+
+    errno = _errno.ENODATA
+    exit_code = 16
 
 
 class ChainError(MountfsError):

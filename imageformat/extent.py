@@ -24,6 +24,12 @@ class ExtentKind(enum.Enum):
     """Free in the file system, not stored; reads as zeros."""
     BAD = "bad"
     """Was unreadable at the source; reading it is an error."""
+    EXCLUDED = "excluded"
+    """Content of files that were left out on purpose, not stored; reading it is an error."""
+
+
+NOT_STORED = frozenset({ExtentKind.ZERO, ExtentKind.UNUSED, ExtentKind.EXCLUDED})
+"""What whoever writes a disk anew has no bytes for, and makes zeros of."""
 
 
 class Extent(NamedTuple):
@@ -70,24 +76,26 @@ def coalesce(extents: Iterable[Extent]) -> Iterator[Extent]:
         yield pending
 
 
-def overlay(extents: Iterable[Extent], unused: Iterable[Extent]) -> Iterator[Extent]:
-    """Say of the DATA in ``extents`` which of it is UNUSED; what is known to be zeros, or bad, stays that.
+def overlay(extents: Iterable[Extent], known_better: Iterable[Extent]) -> Iterator[Extent]:
+    """Say of the DATA in ``extents`` what ``known_better`` says of it: that it is UNUSED, or EXCLUDED.
+
+    What is known to be zeros, or bad, stays that.
 
     Both are ascending and do not overlap themselves; the result covers what ``extents`` covers.
     """
-    free = iter(unused)
-    known = next(free, None)
+    better = iter(known_better)
+    known = next(better, None)
     for extent in extents:
         position = extent.offset
         while extent.kind is ExtentKind.DATA and position < extent.end:
             while known is not None and known.end <= position:
-                known = next(free, None)
+                known = next(better, None)
             if known is None or known.offset >= extent.end:
                 break
             start, stop = max(known.offset, position), min(known.end, extent.end)
             if position < start:
                 yield Extent(position, start - position, ExtentKind.DATA)
-            yield Extent(start, stop - start, ExtentKind.UNUSED)
+            yield Extent(start, stop - start, known.kind)
             position = stop
         if position < extent.end:
             yield Extent(position, extent.end - position, extent.kind)

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from imageformat.device import BlockDevice
     from imageformat.layer import ImageLayer, LoadBlock
 
-_FILLS = {ExtentKind.ZERO: Fill.ZERO, ExtentKind.UNUSED: Fill.UNUSED, ExtentKind.BAD: Fill.BAD}
+_FILLS = {
+    ExtentKind.ZERO: Fill.ZERO,
+    ExtentKind.UNUSED: Fill.UNUSED,
+    ExtentKind.BAD: Fill.BAD,
+    ExtentKind.EXCLUDED: Fill.EXCLUDED,
+}
+_ERRORS = frozenset({ExtentKind.BAD, ExtentKind.EXCLUDED})
+"""Kinds that must not be hidden behind a block that is data in part."""
 _ALIGN = 1 << 20
 _RUN = 4 << 20
 """Neighbouring blocks are read together, up to this much."""
@@ -117,7 +124,7 @@ class ForeignLayer:
         for extent in device.extents(first, last - first) if size else ():
             stop = min(end, extent.end)
             if extent.kind is not ExtentKind.DATA:
-                if extent.kind is ExtentKind.BAD or extent.end % block_size == 0 or extent.end >= last:
+                if extent.kind in _ERRORS or extent.end % block_size == 0 or extent.end >= last:
                     fill_end = stop
                 else:
                     fill_end = min(stop, extent.end - extent.end % block_size)

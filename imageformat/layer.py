@@ -42,6 +42,7 @@ class Fill(enum.Enum):
     ZERO = "zero"
     UNUSED = "unused"
     BAD = "bad"
+    EXCLUDED = "excluded"
 
 
 class Older(NamedTuple):

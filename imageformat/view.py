@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from imageformat.device import check_range
-from imageformat.errors import MountfsError, NotFoundError, UnreadableBlockError
+from imageformat.errors import ExcludedError, MountfsError, NotFoundError, UnreadableBlockError
 from imageformat.extent import Extent, ExtentKind, coalesce
 from imageformat.layer import BlockRef, Fill
+from imageformat.leftout import why_left_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
     Wanted: TypeAlias = tuple[int, int, BlockRef, int]
 
-_KINDS = {Fill.ZERO: ExtentKind.ZERO, Fill.UNUSED: ExtentKind.UNUSED, Fill.BAD: ExtentKind.BAD}
+_KINDS = {
+    Fill.ZERO: ExtentKind.ZERO,
+    Fill.UNUSED: ExtentKind.UNUSED,
+    Fill.BAD: ExtentKind.BAD,
+    Fill.EXCLUDED: ExtentKind.EXCLUDED,
+}
 READ_AHEAD_BLOCKS = 8
 """How far a sequential reader is led: 512 KiB, four requests of the kernel."""
 _KEYS_REMEMBERED = 4096
@@ -44,7 +50,7 @@ class ImageView:
     """A disk as it was at one point. Any number of threads may call it at once.
 
     Every byte comes from a frame whose checksum was right, or an error is raised. UNUSED reads as zeros;
-    BAD raises `UnreadableBlockError`.
+    BAD raises `UnreadableBlockError`, EXCLUDED `ExcludedError`.
     """
 
     def __init__(
@@ -109,6 +115,11 @@ class ImageView:
             elif source is Fill.BAD:
                 raise UnreadableBlockError(
                     f"point {self._chain.info.number}: disk offset {start}: was unreadable at the source"
+                )
+            elif source is Fill.EXCLUDED:
+                raise ExcludedError(
+                    f"point {self._chain.info.number}: disk offset {start}: "
+                    f"{why_left_out(self._chain.info, start)}"
                 )
             else:
                 parts.append(bytes(length))

@@ -124,4 +124,5 @@ _AS_FILE = {
     ExtentKind.ZERO: ExtentKind.ZERO,
     ExtentKind.UNUSED: ExtentKind.ZERO,
     ExtentKind.BAD: ExtentKind.DATA,
+    ExtentKind.EXCLUDED: ExtentKind.DATA,
 }

@@ -10,7 +10,7 @@ import sys
 from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
-from imageformat.extent import ExtentKind
+from imageformat.extent import NOT_STORED
 from imageformat.layer import WrittenImage
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def units_with_data(device: BlockDevice, unit: int) -> Iterator[Units]:
     """Yield the runs of units that hold anything but zeros and free space, ascending."""
     first = end = 0
     for extent in device.extents(0, device.size):
-        if extent.kind in {ExtentKind.ZERO, ExtentKind.UNUSED}:
+        if extent.kind in NOT_STORED:
             continue
         start, stop = extent.offset // unit, -(-extent.end // unit)
         if start > end or not end:

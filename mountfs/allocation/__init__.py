@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from imageformat.device import BlockDevice
     from mountfs.allocation._freemap import FreeMap
@@ -29,3 +29,6 @@ class AllocationReader:
 
     Raises `VolumeError` with one sentence without a full stop when that cannot be said of the volume, and
     any other `MountfsError` when the device failed. Memory is bounded by `FreeMap`."""
+    structures: Callable[[BlockDevice], Iterable[tuple[int, int]]] = lambda _: ()
+    """Return where something lies that is no file's content, as (start, length) in any order: what a damaged
+    file may seem to lie on. Empty where that cannot be. Raises as ``unused``."""

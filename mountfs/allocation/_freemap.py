@@ -19,17 +19,18 @@ _CLEAR = re.compile("0+")
 
 
 class FreeMap:
-    """Free ranges in bytes, ascending and apart. Iterates as UNUSED extents, any number of times."""
+    """Ranges in bytes, ascending and apart. Iterates as extents of one kind, any number of times."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: ExtentKind = ExtentKind.UNUSED) -> None:
+        self._kind = kind
         self._starts = array("Q")
         self._ends = array("Q")
         self.total = 0
-        """Bytes that are free."""
+        """Bytes in them."""
 
     def __iter__(self) -> Iterator[Extent]:
         for start, end in zip(self._starts, self._ends, strict=True):
-            yield Extent(start, end - start, ExtentKind.UNUSED)
+            yield Extent(start, end - start, self._kind)
 
     def __len__(self) -> int:
         return len(self._starts)

@@ -28,7 +28,7 @@ _SMALLEST = 4096
 """No image has smaller blocks: a shorter piece of free space saves nothing."""
 _RECORDED = 40
 """Volumes that are named in an image; its header has little room."""
-_TABLE_AREA = 1 << 20
+TABLE_AREA = 1 << 20
 """At both ends of a disk with a table nothing is free, whatever a partition there may say."""
 
 
@@ -120,7 +120,7 @@ def _places(device: BlockDevice, table: PartitionTable) -> Iterator[tuple[int, i
 def _inside(device: BlockDevice, table: PartitionTable, start: int, end: int) -> tuple[int, int]:
     if not table.partitions:
         return start, end
-    return max(start, _TABLE_AREA), min(end, device.size - _TABLE_AREA)
+    return max(start, TABLE_AREA), min(end, device.size - TABLE_AREA)
 
 
 def _look(

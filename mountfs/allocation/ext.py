@@ -74,6 +74,15 @@ def unused(device: BlockDevice) -> FreeMap:
         return _Bitmaps(device, layout, facts).free()
 
 
+def structures(device: BlockDevice) -> list[tuple[int, int]]:
+    """Return where superblocks, descriptors, bitmaps and inode tables lie; see `AllocationReader`."""
+    with reading("the ext superblock"):
+        layout = read_superblock(device)
+        bitmaps = _Bitmaps(device, layout, _facts(device, layout))
+        size = layout.block_size
+        return [(first * size, count * size) for first, count in bitmaps.structures()]
+
+
 def _facts(device: BlockDevice, layout: Superblock) -> _Facts:
     raw = read_at(device, 1024, 1024, "the ext superblock")
     (free,) = struct.unpack_from("<I", raw, 0x0C)
@@ -133,7 +142,7 @@ class _Bitmaps:
 
     def free(self) -> FreeMap:
         """Read, prove and add up all groups."""
-        groups = [self._group(number) for number in range(self._count)]
+        groups = self._groups()
         structures = sorted(self._structures(groups))
         for (first, count), (second, _) in pairwise(structures):
             if first + count > second:
@@ -159,6 +168,13 @@ class _Bitmaps:
             if free.meets(first * self._layout.block_size, count * self._layout.block_size):
                 raise VolumeError(f"a structure at block {first} is marked as free")
         return free
+
+    def structures(self) -> Iterator[tuple[int, int]]:
+        """Yield where something lies that is not a file, as (first block, count), in any order."""
+        return self._structures(self._groups())
+
+    def _groups(self) -> list[_Group]:
+        return [self._group(number) for number in range(self._count)]
 
     def _clusters(self, size: int) -> int:
         return -(-size // self._layout.cluster_size)
@@ -276,4 +292,4 @@ def _crc16(data: bytes) -> int:
     return state
 
 
-PLUGIN = AllocationReader("ext", frozenset({"ext2", "ext3", "ext4"}), unused)
+PLUGIN = AllocationReader("ext", frozenset({"ext2", "ext3", "ext4"}), unused, structures)

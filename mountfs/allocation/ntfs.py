@@ -64,6 +64,12 @@ def unused(device: BlockDevice) -> FreeMap:
     return free
 
 
+def structures(device: BlockDevice) -> list[tuple[int, int]]:
+    """Return where the system files lie that every volume has; see `AllocationReader`."""
+    with reading("an NTFS structure"):
+        return list(_known(device, _read_boot(device)))
+
+
 def _read_boot(device: BlockDevice) -> _Boot:
     raw = read_at(device, 0, 512, "the boot sector")
     if raw[3:11] != b"NTFS    ":
@@ -166,4 +172,4 @@ def _known(device: BlockDevice, boot: _Boot) -> Iterator[tuple[int, int]]:
                 yield cluster * boot.cluster_size, count * boot.cluster_size
 
 
-PLUGIN = AllocationReader("ntfs", frozenset({"ntfs"}), unused)
+PLUGIN = AllocationReader("ntfs", frozenset({"ntfs"}), unused, structures)

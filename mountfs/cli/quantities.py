@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from imageformat.errors import UsageError
 
@@ -40,6 +41,32 @@ def parse_size(text: str) -> int:
     if size > _LARGEST:
         raise UsageError(f"'{text}' is more than there can be")
     return size
+
+
+class Budget(NamedTuple):
+    """How much may be done: so many bytes, or so many seconds; the other is None."""
+
+    size: int | None
+    seconds: int | None
+
+
+def parse_budget(text: str) -> Budget:
+    """Return a budget: ``20GiB``, ``30min``, ``2h``, ``90s``.
+
+    Raises:
+        UsageError: it is neither a size nor a time, or nothing.
+    """
+    match = re.fullmatch(r"(\d{1,6}) ?(s|min|h)", text, re.ASCII)
+    if match is not None:
+        found = Budget(None, int(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2]])
+    else:
+        try:
+            found = Budget(parse_size(text), None)
+        except UsageError as error:
+            raise UsageError(f"'{text}' is no budget: use 20GiB, 30min or 2h") from error
+    if not any(found):
+        raise UsageError(f"'{text}' leaves nothing to do; use 20GiB, 30min or 2h")
+    return found
 
 
 def parse_part(text: str, whole: int) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from imageformat.device import BlockDevice
 
 BLOCK = 16
+_ERRORS = frozenset({ExtentKind.BAD, ExtentKind.EXCLUDED})
 _PIECE = 128 << 10
 """Bytes deciphered in one go: big enough to pay, small enough for the caches of a processor."""
 
@@ -155,7 +156,7 @@ class DecipheredDevice:
             Extent(
                 extent.offset,
                 extent.length,
-                ExtentKind.BAD if extent.kind is ExtentKind.BAD else ExtentKind.DATA,
+                extent.kind if extent.kind in _ERRORS else ExtentKind.DATA,
             )
             for extent in self._device.extents(offset, size)
         )

@@ -28,6 +28,7 @@ _CORE = 100
 _CORE_3 = 176
 _CHECKSUM = 100
 _FLAG_REALTIME = 0x1
+_FLAG2_SHARED = 0x2
 _FLAG2_BIG_TIME = 0x8
 _FLAG2_MANY_EXTENTS = 0x10
 _BIG_TIME_START_NS = -(2**31) * 1_000_000_000
@@ -75,6 +76,11 @@ class Inode:
     def is_realtime(self) -> bool:
         """Whether its content lies on the realtime device."""
         return bool(self.raw[91] & _FLAG_REALTIME)
+
+    @property
+    def may_share(self) -> bool:
+        """Whether blocks of it may belong to other files as well."""
+        return bool(self._flags2 & _FLAG2_SHARED)
 
     @property
     def _flags2(self) -> int:

@@ -107,7 +107,7 @@ def huge(tmp_path_factory: pytest.TempPathFactory) -> Huge:
         write_at(disk, place)
     first = mountfs("backup", disk, repository, measured=True)
     write_at(disk, PLACES[2])
-    second = mountfs("backup", disk, repository, "--verify", measured=True)
+    second = mountfs("backup", disk, repository, "--verify", "file", measured=True)
     assert max(first.peak, second.peak) < MOST_MEMORY
     return Huge(disk, repository, files)
 

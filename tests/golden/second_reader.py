@@ -16,8 +16,8 @@ from pathlib import Path
 import xxhash
 import zstandard
 
-DATA, ZERO, UNUSED, BAD, PAGE = 1, 2, 3, 4, 5
-FILLS = (ZERO, UNUSED, BAD)
+DATA, ZERO, UNUSED, BAD, PAGE, EXCLUDED = 1, 2, 3, 4, 5, 6
+FILLS = (ZERO, UNUSED, BAD, EXCLUDED)
 HEADER, FOOTER, FRAME = 4096, 512, 64
 NO_CHECKSUM = bytes(16)
 
@@ -28,6 +28,10 @@ class DamagedError(Exception):
 
 class BadBlockError(Exception):
     """The point holds a block that was unreadable at the source."""
+
+
+class ExcludedBlockError(Exception):
+    """The point holds a block of files that were left out on purpose."""
 
 
 def need(condition: bool, what: str) -> None:
@@ -97,8 +101,8 @@ class Image:
         need(xxh128(h[:4080]) == h[4080:], "header checksum")
         need(number(h, 8, 2) == 0, "major version")
         need(number(h, 12, 4) == HEADER, "header length")
-        need(number(h, 16, 8) <= 3, "unknown incompatible feature")
-        self.deltas, self.has_base = bool(h[16] & 1), bool(h[16] & 2)
+        need(number(h, 16, 8) <= 7, "unknown incompatible feature")
+        self.deltas, self.has_base, self.excludes = bool(h[16] & 1), bool(h[16] & 2), bool(h[16] & 4)
         self.id, self.set_id, self.parent = h[32:48], h[48:64], h[64:80]
         self.parent_root = h[80:112]
         self.created = number(h, 112, 8)
@@ -146,6 +150,8 @@ class Image:
         self.counts = dict(
             zip(("data", "zero", "unused", "bad"), struct.unpack_from("<4Q", f, 144), strict=True)
         )
+        self.counts["excluded"] = number(f, 216, 8)
+        need(self.excludes or not self.counts["excluded"], "excluded blocks without the feature")
         self.raw_bytes, self.stored_bytes, self.finished = struct.unpack_from("<3Q", f, 176)
         height = 0
         while self.blocks and (height == 0 or self.fan**height < self.blocks):
@@ -261,6 +267,7 @@ class Point:
             need(layer.block == image.block, "block size differs in the chain")
             need(layer.page_bits == image.page_bits, "page bits differ in the chain")
             need(layer.set_id == image.set_id, "ancestor of another set")
+            need(image.excludes or not layer.excludes, "excluded files of an ancestor that are not named")
             self.layers.append(layer)
         self.layers.append(image)
         self._pages: dict[tuple[int, int, int], bytes] = {}
@@ -305,12 +312,15 @@ class Point:
             holder, record = record.layer, Record.read(page[at : at + width])
             need(record.layer <= holder, "a record younger than the file that holds it")
         need(record.state != PAGE, "page in a leaf")
+        need(record.state != EXCLUDED or self.image.excludes, "an excluded block without the feature")
         return record
 
     def content(self, block: int) -> bytes:
         record = self.record(block)
         if record.state == BAD:
             raise BadBlockError(block)
+        if record.state == EXCLUDED:
+            raise ExcludedBlockError(block)
         if record.state != DATA:
             return bytes(self._length(block))
         raw = self._load(record, 1, block, self._length(block))
@@ -326,8 +336,8 @@ class Point:
 
     def own_counts(self) -> dict[str, int]:
         """What the counters of the footer claim to be, counted."""
-        counts = dict.fromkeys(("data", "zero", "unused", "bad"), 0)
-        names = {DATA: "data", ZERO: "zero", UNUSED: "unused", BAD: "bad"}
+        counts = dict.fromkeys(("data", "zero", "unused", "bad", "excluded"), 0)
+        names = {DATA: "data", ZERO: "zero", UNUSED: "unused", BAD: "bad", EXCLUDED: "excluded"}
         for block in range(self.image.blocks):
             record = self.record(block)
             if record.layer == self.image.depth:

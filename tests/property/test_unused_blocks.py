@@ -154,7 +154,7 @@ def check(step: Step, shown: bytes, states: list[ExtentKind]) -> None:
             assert step.free[at // STEP] or shown[at : at + STEP] == step.disk[at : at + STEP]
 
 
-kinds = st.sampled_from((ExtentKind.DATA, ExtentKind.ZERO, ExtentKind.UNUSED))
+kinds = st.sampled_from((ExtentKind.DATA, ExtentKind.ZERO, ExtentKind.UNUSED, ExtentKind.EXCLUDED))
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), kinds), min_size=1, max_size=30), st.integers(1, 5))
@@ -172,8 +172,10 @@ def test_runs_are_what_the_bytes_of_each_block_are(
     assert all(run.blocks <= longest for run in runs if run.kind is ExtentKind.DATA)
     for block, kind in enumerate(told):
         found = set(cells[block * 8 : block * 8 + 8])
-        if ExtentKind.DATA in found:
+        if ExtentKind.DATA in found or {ExtentKind.ZERO, ExtentKind.EXCLUDED} <= found:
             assert kind is ExtentKind.DATA
+        elif ExtentKind.EXCLUDED in found:
+            assert kind is ExtentKind.EXCLUDED
         else:
             assert kind is (ExtentKind.UNUSED if found == {ExtentKind.UNUSED} else ExtentKind.ZERO)
     assert len(told) == -(-len(cells) // 8)

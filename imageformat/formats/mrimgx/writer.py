@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from imageformat.cache import BlockCache
 from imageformat.errors import UsageError, VerificationError
-from imageformat.extent import ExtentKind
+from imageformat.extent import NOT_STORED
 from imageformat.formats.mrimgx.document import DiskFacts, FileFacts, SetFacts, build_document
 from imageformat.formats.mrimgx.emit import ContainerWriter, DiskMetadata, IndexPages, encode_block
 from imageformat.formats.mrimgx.index import open_index
@@ -291,7 +291,7 @@ def _used_runs(device: BlockDevice, plan: PartitionPlan) -> Iterator[tuple[int, 
     step = max(1, _BATCH // plan.block_size)
     reached = 0
     for extent in device.extents(plan.first, plan.end - plan.first):
-        if extent.kind in {ExtentKind.ZERO, ExtentKind.UNUSED}:
+        if extent.kind in NOT_STORED:
             continue
         low = max(reached, (extent.offset - plan.first) // plan.block_size)
         reached = max(reached, -(-(extent.end - plan.first) // plan.block_size))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from imageformat.codec import digest
 from imageformat.formats.native.index import (
     EMPTY_TOP,
+    FILL_STATES,
     Geometry,
     ResolvedIndex,
     directory_digest,
@@ -28,8 +29,6 @@ from imageformat.formats.native.structs import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_FILLS = frozenset({State.ZERO, State.UNUSED, State.BAD})
 
 
 class IndexBuilder:
@@ -137,7 +136,7 @@ class IndexBuilder:
             return None
         last = self._cursor + self._covered(level) - 1
         same_tail = geometry.raw_length(last) == self._geometry.raw_length(last)
-        return record if same_tail or unpack_record(record, 0).state in _FILLS else None
+        return record if same_tail or unpack_record(record, 0).state in FILL_STATES else None
 
     def _parent_record(self) -> bytes | None:
         """Return the parent's record of the block at the cursor, whatever its length was."""
@@ -181,7 +180,7 @@ class IndexBuilder:
         logical = directory_digest(raw) if level else leaf_digest(raw)
         step = record_size(level)
         first = raw[:RECORD_SIZE]
-        if unpack_record(first, 0).state in _FILLS and all(
+        if unpack_record(first, 0).state in FILL_STATES and all(
             raw[at : at + RECORD_SIZE] == first for at in range(step, len(raw), step)
         ):
             return first + logical, True

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 _LEAVES_KNOWN = 16
 STATE_AT = 28
 """Byte of a record that holds its state."""
-_LEAF_STATES = frozenset({State.DATA, State.ZERO, State.UNUSED, State.BAD})
-_DIRECTORY_STATES = frozenset({State.PAGE, State.ZERO, State.UNUSED, State.BAD})
+FILL_STATES = frozenset({State.ZERO, State.UNUSED, State.BAD, State.EXCLUDED})
+_LEAF_STATES = FILL_STATES | {State.DATA}
+_DIRECTORY_STATES = FILL_STATES | {State.PAGE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,11 +228,16 @@ def page_digest(raw: bytes, level: int) -> bytes:
     return directory_digest(raw) if level else leaf_digest(raw)
 
 
-def has_legal_states(raw: bytes, level: int, depth: int) -> bool:
-    """Tell whether every state and layer of a page is legal in an image at ``depth``. Fast."""
+def has_legal_states(raw: bytes, level: int, depth: int, *, excludes: bool) -> bool:
+    """Tell whether every state and layer of a page is legal in an image at ``depth``. Fast.
+
+    ``excludes``: the image names the feature that allows EXCLUDED.
+    """
     step, states = record_size(level), _DIRECTORY_STATES if level else _LEAF_STATES
     low, middle, high = (raw[STATE_AT + at :: step] for at in (1, 2, 3))
     if not states.issuperset(raw[STATE_AT::step]) or high.count(0) != len(high):
+        return False
+    if not excludes and State.EXCLUDED in raw[STATE_AT::step]:
         return False
     if middle.count(0) == len(middle):
         return max(low) <= depth
@@ -248,7 +254,7 @@ def check_page(raw: bytes, level: int, depth: int, name: str) -> None:
     Raises:
         CorruptImageError: a state, layer or length that the format does not allow.
     """
-    legal = has_legal_states(raw, level, depth)
+    legal = has_legal_states(raw, level, depth, excludes=True)
     for position in range(0, len(raw), record_size(level)):
         entry = unpack_record(raw, position)
         stored = entry.state in {State.PAGE, State.DATA}

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
     from imageformat.formats.native.index import ResolvedIndex
 
-FILLS = {State.ZERO: Fill.ZERO, State.UNUSED: Fill.UNUSED, State.BAD: Fill.BAD}
+FILLS = {
+    State.ZERO: Fill.ZERO,
+    State.UNUSED: Fill.UNUSED,
+    State.BAD: Fill.BAD,
+    State.EXCLUDED: Fill.EXCLUDED,
+}
 
 
 def index_pieces(index: ResolvedIndex, name: str, offset: int, size: int) -> Iterator[Piece]:

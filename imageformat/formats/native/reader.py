@@ -27,6 +27,7 @@ from imageformat.formats.native.lookup import FILLS, index_pieces
 from imageformat.formats.native.proof import index_faults
 from imageformat.formats.native.structs import (
     DIRECTORY_RECORD_SIZE,
+    EXCLUDED_FILES,
     FOOTER_SIZE,
     FRAME_HEADER_SIZE,
     FRAME_MAGIC,
@@ -142,6 +143,7 @@ class NativeLayer:
             blocks, bits = geometry.blocks, geometry.page_bits
             logical = uniform_digest(geometry.height - 1, blocks, bits, top.state)
             legal = footer.top == fill_record(State(top.state), top.layer) + logical
+            legal = legal and self._is_legal(footer.top, 1)
         else:
             legal = top.state == State.PAGE
         if not legal or top.layer > self.header.depth:
@@ -173,6 +175,7 @@ class NativeLayer:
                 "zero_blocks": counts.zero_blocks,
                 "unused_blocks": counts.unused_blocks,
                 "bad_blocks": counts.bad_blocks,
+                "excluded_blocks": counts.excluded_blocks,
                 "raw_bytes": counts.raw_bytes,
                 "stored_bytes": counts.stored_bytes,
             },
@@ -207,9 +210,13 @@ class NativeLayer:
         raw = self._read_frame(unpack_record(record, 0), FrameKind.PAGE, number, size, what)
         if page_digest(raw, level) != record[RECORD_SIZE:]:
             raise CorruptImageError(f"{self.name}: {what} is not what the root names")
-        if not has_legal_states(raw, level, self.header.depth):
+        if not self._is_legal(raw, level):
             raise CorruptImageError(f"{self.name}: {what} has an illegal record")
         return raw
+
+    def _is_legal(self, raw: bytes, level: int) -> bool:
+        excludes = bool(self.header.incompatible & EXCLUDED_FILES)
+        return has_legal_states(raw, level, self.header.depth, excludes=excludes)
 
     def _read_frame(self, record: Record, kind: FrameKind, number: int, size: int, what: str) -> bytes:
         where = f"{self.name}: {what} at file offset {record.offset} is damaged"

@@ -36,9 +36,12 @@ DELTA_FRAMES = 1 << 0
 """Incompatible feature: a block may be stored as what differs from an older version of it."""
 FOREIGN_BASE = 1 << 1
 """Incompatible feature: depth 0 of the chain is an image of another tool; records name places on its disk."""
-KNOWN_INCOMPATIBLE = DELTA_FRAMES | FOREIGN_BASE
+EXCLUDED_FILES = 1 << 2
+"""Incompatible feature: blocks of files that were left out on purpose have a state of their own."""
+KNOWN_INCOMPATIBLE = DELTA_FRAMES | FOREIGN_BASE | EXCLUDED_FILES
 DELTA_FRAMES_NAME = (1, b"\0\0sub-block deltas")
 FOREIGN_BASE_NAME = (1, b"\0\1base of another tool")
+EXCLUDED_FILES_NAME = (1, b"\0\2excluded files")
 """Their names, as extension records, for readers that lack them."""
 
 NO_UUID = UUID(int=0)
@@ -51,7 +54,7 @@ _HEADER = struct.Struct("<8sHHIQQ16s16s16s32sQQIIBBHII")
 _HEADER_HASH_AT = HEADER_SIZE - 16
 _EXTENSIONS_AT = 512
 _EXTENSION = struct.Struct("<II")
-_FOOTER = struct.Struct("<8s16sQ32s64sQIIQQQQQQQ16s")
+_FOOTER = struct.Struct("<8s16sQ32s64sQIIQQQQQQQ16sQ")
 _FOOTER_HASH_AT = FOOTER_SIZE - 16
 _FRAME = struct.Struct("<4sBBHIIQ16s16s8s")
 _FRAME_CHECK_AT = FRAME_HEADER_SIZE - 8
@@ -66,6 +69,7 @@ class State(enum.IntEnum):
     UNUSED = 3
     BAD = 4
     PAGE = 5
+    EXCLUDED = 6
 
 
 class FrameKind(enum.IntEnum):
@@ -130,6 +134,7 @@ class Counts:
     bad_blocks: int = 0
     raw_bytes: int = 0
     stored_bytes: int = 0
+    excluded_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +330,7 @@ def pack_footer(footer: Footer) -> bytes:
         counts.stored_bytes,
         footer.finished_ns,
         footer.header_digest,
+        counts.excluded_blocks,
     ).ljust(_FOOTER_HASH_AT, b"\0")
     return body + digest(body)
 
@@ -352,7 +358,7 @@ def unpack_footer(data: bytes, file_size: int, name: str) -> Footer:
         ancestors_offset=fields[5],
         ancestors_length=fields[6],
         height=fields[7],
-        counts=Counts(*fields[8:14]),
+        counts=Counts(*(*fields[8:14], fields[16])),
         finished_ns=fields[14],
         header_digest=fields[15],
     )

@@ -9,7 +9,7 @@ from imageformat.cache import BlockCache
 from imageformat.codec import Codec, digest, encode, encode_delta
 from imageformat.errors import VerificationError
 from imageformat.formats.native.builder import IndexBuilder
-from imageformat.formats.native.index import Geometry, ResolvedIndex, logical_root
+from imageformat.formats.native.index import FILL_STATES, Geometry, ResolvedIndex, logical_root
 from imageformat.formats.native.reader import open_native
 from imageformat.formats.native.structs import (
     FOOTER_SIZE,
@@ -111,7 +111,7 @@ class NativeWriter:
         self.image_id = header.image_id.bytes
         self.geometry = Geometry(header.disk_size, header.block_size, header.page_bits)
         self._builder = IndexBuilder(self.geometry, header.depth, parent, self._emit_page)
-        self._counts = dict.fromkeys((State.DATA, State.ZERO, State.UNUSED, State.BAD), 0)
+        self._counts = dict.fromkeys((State.DATA, *sorted(FILL_STATES)), 0)
         self._raw_bytes = 0
         self._stored_bytes = 0
         target.append(self._header_bytes)
@@ -168,6 +168,7 @@ class NativeWriter:
             bad_blocks=self._counts[State.BAD],
             raw_bytes=self._raw_bytes,
             stored_bytes=self._stored_bytes,
+            excluded_blocks=self._counts[State.EXCLUDED],
         )
 
     def abort(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import os
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -15,18 +17,25 @@ from engine.devices.guards import target_facts, written_at
 from engine.devices.ratelimit import RateLimited
 from engine.devices.source import SourceDevice, open_source
 from engine.plan import check_set_name, set_name_for
+from engine.proving import record_whole
+from engine.sourcecheck import compare_with_source
 from engine.verify import verify, worst_exit_code
 from imageformat.codec import DEFAULT_LEVEL
 from imageformat.errors import MountfsError, RepositoryInsideSourceError, UsageError
 from imageformat.layer import ImageType
+from imageformat.leftout import EXCLUDED_KEY, record_of
 from imageformat.repository import Point, Repository
 from imageformat.selection import holds_own_images, select_point
 from imageformat.storage.local import LocalStorage
+from imageformat.view import ImageView
 from mountfs import __version__
 from mountfs.allocation.disk import DiskAllocation, read_allocation
+from mountfs.allocation.excluded import ExcludedFiles, find_excluded
 from mountfs.cli.command import Threads, command, path
 from mountfs.cli.render import Renderer, counted, format_duration, format_size
 from mountfs.cli.reports import UNUSED_KEY, backup_result, show_damages
+from mountfs.excludes import Pattern, parse_pattern
+from mountfs.session import file_system_drivers
 
 WARNING_EXIT = 3
 
@@ -70,18 +79,45 @@ WholeBlocks = Annotated[
     ),
 ]
 Raw = Annotated[bool, typer.Option("--raw", help="Image everything, also the free space of file systems.")]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="PATTERN",
+        help="Leave out files: '*.iso', '/2-ntfs-Data/Temp/**'; may be given more than once.",
+        show_default=False,
+    ),
+]
 RateLimit = Annotated[
     int | None,
     typer.Option("--rate-limit", min=1, metavar="MIB", help="Read at most so many MiB a second."),
 ]
-Verify = Annotated[bool, typer.Option("--verify", help="Read the new image back and verify every block.")]
+
+
+class VerifyAfter(enum.Enum):
+    """What is read again when an image is there."""
+
+    NONE = "none"
+    FILE = "file"
+    SOURCE = "source"
+
+
+Verify = Annotated[
+    VerifyAfter,
+    typer.Option(
+        "--verify",
+        help="Then verify every block of the new image (file), and compare it with SOURCE as well (source).",
+        case_sensitive=False,
+    ),
+]
 
 EXAMPLES = """\
 mountfs backup /dev/sdb /backups            first full, then increments
 mountfs backup disk.img repo --type diff    all changes since the last full
-mountfs backup /dev/sdb2 /backups --set root --verify
+mountfs backup /dev/sdb2 /backups --set root --verify file
 mountfs backup vm.img repo --base old.qcow2 what changed since old.qcow2
 mountfs backup /dev/sdc /evidence --raw     deleted files too
+mountfs backup /dev/sdb /backups --exclude '*.iso' --exclude '/*/var/cache/**'
 """
 
 
@@ -98,19 +134,26 @@ def run(
     level: Level = DEFAULT_LEVEL,
     whole_blocks: WholeBlocks = False,
     raw: Raw = False,
+    exclude: Exclude = None,
     threads: Threads = 0,
     rate_limit: RateLimit = None,
-    verify_after: Verify = False,
+    verify_after: Verify = VerifyAfter.NONE,
 ) -> int:
     """Image SOURCE into REPO. The first image of a set is full; later ones hold only what changed.
 
-    The free space of file systems is left out and reads as zeros, unless one is in use or not sound.
+    The free space of file systems is left out and reads as zeros, unless one is in use or not sound; so are
+    page and swap files, and what --exclude names, which cannot be read from the image.
     Nothing appears in the repository before the image is complete, durable and read back.
     """
+    patterns = tuple(map(parse_pattern, exclude or ()))
+    if raw and patterns:
+        raise UsageError("--raw images everything; leave out --raw or --exclude")
     device = open_source(source)
     try:
         name = check_set_name(set_name) if set_name else set_name_for(device.identity.path)
         check_places(device, repository, out)
+        if verify_after is VerifyAfter.SOURCE:
+            _refuse_moving(device)
         options = BackupOptions(
             type=type_,
             block_size=_block_bytes(block_size),
@@ -130,12 +173,23 @@ def run(
                 parent_point = adopt(opened, repository.absolute(), name, base)
             limited = device if rate_limit is None else RateLimited(device, rate_limit << 20)
             allocation = None if raw else _allocation(out, device, limited)
+            excluded = _excluded(out, device, limited, allocation, patterns)
             result = _backup(
-                out, limited, _origin(device, allocation), allocation, opened, name, options, parent_point
+                out,
+                limited,
+                _origin(device, allocation, excluded),
+                allocation,
+                excluded,
+                opened,
+                name,
+                options,
+                parent_point,
             )
             _show(out, opened, result, device.size)
-            if verify_after:
-                return _verify(out, opened, result)
+            if verify_after is not VerifyAfter.NONE:
+                _verify(out, opened, result)
+            if verify_after is VerifyAfter.SOURCE:
+                _compare(out, opened, result, limited)
         finally:
             opened.close()
     finally:
@@ -192,7 +246,28 @@ def _allocation(
     return found
 
 
-def _origin(device: SourceDevice, allocation: DiskAllocation | None) -> dict[str, object]:
+def _excluded(
+    out: Renderer,
+    device: SourceDevice,
+    source: SourceDevice | RateLimited,
+    allocation: DiskAllocation | None,
+    patterns: tuple[Pattern, ...],
+) -> ExcludedFiles | None:
+    """Find the files that are left out; None, and a warning where some were named, while they can change."""
+    if allocation is None:
+        if patterns:
+            out.warning("no file is left out by --exclude: the source can change while it is read")
+        return None
+    sector_size = device.sector_size if device.identity.kind != "file" else None
+    found = find_excluded(source, allocation, patterns, file_system_drivers(), sector_size)
+    for sentence in found.warnings:
+        out.warning(sentence)
+    return found or None
+
+
+def _origin(
+    device: SourceDevice, allocation: DiskAllocation | None, excluded: ExcludedFiles | None
+) -> dict[str, object]:
     identity = device.identity
     known = {
         "source": identity.path,
@@ -201,6 +276,7 @@ def _origin(device: SourceDevice, allocation: DiskAllocation | None) -> dict[str
         "serial": identity.serial,
         "wwn": identity.wwn,
         "writer": f"mountfs {__version__}",
+        EXCLUDED_KEY: record_of(excluded.found) if excluded is not None else None,
         UNUSED_KEY: allocation.facts() if allocation is not None else None,
     }
     return {key: value for key, value in known.items() if value}
@@ -211,6 +287,7 @@ def _backup(
     source: SourceDevice | RateLimited,
     origin: dict[str, object],
     allocation: DiskAllocation | None,
+    excluded: ExcludedFiles | None,
     repository: Repository,
     name: str,
     options: BackupOptions,
@@ -230,6 +307,7 @@ def _backup(
             origin=origin,
             parent=parent,
             unused=unused,
+            excluded=excluded.extents if excluded is not None else None,
             report=report,
         )
 
@@ -245,15 +323,35 @@ def _show(out: Renderer, repository: Repository, result: BackupResult, size: int
     out.line(f"{repository.storage.url}/{result.key}")
 
 
-def _verify(out: Renderer, repository: Repository, result: BackupResult) -> int:
+def _refuse_moving(device: SourceDevice) -> None:
+    """Raise `UsageError` when the source is written meanwhile: it would differ from any image of it."""
+    mounted = written_at(device.identity.path)
+    if mounted:
+        raise UsageError(
+            f"{device.identity.path} is mounted at {', '.join(mounted)} and can change: it cannot be "
+            "compared with its image; unmount it, image a snapshot, or use --verify file"
+        )
+
+
+def _compare(
+    out: Renderer, repository: Repository, result: BackupResult, source: SourceDevice | RateLimited
+) -> None:
+    point = select_point(repository.image_set(result.set_name), str(result.info.number))
+    view = ImageView(repository.chain(point), repository.cache)
+    with out.progress("compare with the source", source.size) as progress:
+        compared = compare_with_source(view, source, report=progress.update)
+    out.line(f"{result.set_name}: point {result.info.number}: {format_size(compared)} equal to the source")
+
+
+def _verify(out: Renderer, repository: Repository, result: BackupResult) -> None:
+    started_ns = time.time_ns()
     point = select_point(repository.image_set(result.set_name), str(result.info.number))
     with out.progress("verify", point.size) as progress:
         reports = list(
             verify(repository, (point,), report=lambda state: progress.update(state.done, point.file_name))
         )
-    code = worst_exit_code(reports)
-    if code:
+    record_whole(repository, reports, started_ns)
+    if worst_exit_code(reports):
         show_damages(out, reports, {})
         raise MountfsError(f"{result.key}: the new image does not verify; the destination is failing")
     out.line(f"{result.set_name}: point {result.info.number}: every block verified")
-    return WARNING_EXIT if result.warning else 0

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 from imageformat.errors import LockedError, MountfsError
 from imageformat.layer import ImageInfo, ImageType
+from imageformat.leftout import cause_of, left_out_files
 from imageformat.repository import Access, Point
 from imageformat.selection import problem_error
 from mountfs.cli.command import At, DiskNumber, Image, PointName, command
 from mountfs.cli.images import disk_of, failures_of, opened_point, parse_name, raise_first
-from mountfs.cli.render import Column, Renderer, format_size, format_time
+from mountfs.cli.render import Column, Renderer, counted, format_size, format_time
 from mountfs.cli.reports import info_result, left_out, point_result, table_result, volume_result
 from mountfs.disktree import DiskTree
 from mountfs.session import Session
@@ -40,7 +41,16 @@ _FACT_WIDTH = 18
 _SHOWN_ELSEWHERE = frozenset(
     {
         *("source", "host", "model", "serial", "parent", "label", "partitions"),
-        *("data_blocks", "zero_blocks", "unused_blocks", "bad_blocks", "raw_bytes", "stored_bytes"),
+        *(
+            "data_blocks",
+            "zero_blocks",
+            "unused_blocks",
+            "bad_blocks",
+            "excluded_blocks",
+            "excluded",
+            "raw_bytes",
+            "stored_bytes",
+        ),
     }
 )
 
@@ -85,6 +95,7 @@ def run(
         for entry in shown:
             _show_disk(out, entry, several=len(chain.info.disks) > 1)
             _show_left_out(out, missing, entry.volumes)
+            _show_excluded(out, chain.info, entry.volumes)
         if chain.depth:
             out.line("")
             out.table("Chain", _CHAIN, (_chain_row(info) for info in line))
@@ -171,7 +182,7 @@ def _detail_text(key: str, value: object) -> str:
 
 def stored_text(info: ImageInfo) -> str:
     """Say what an image file holds of its own, and how well it was compressed."""
-    counts = {name: _count(info, f"{name}_blocks") for name in ("data", "zero", "unused", "bad")}
+    counts = {name: _count(info, f"{name}_blocks") for name in ("data", "zero", "unused", "bad", "excluded")}
     if not any(counts.values()) and info.parent_id is None:
         return format_size(info.stored_size)
     if not counts["data"] + counts["zero"] and info.parent_id is not None:
@@ -216,6 +227,18 @@ def _show_left_out(
             name = volume.name.decode("utf-8", "replace")
             text = f"{format_size(free)} of free space in {name}; it reads as zeros"
             out.line(f"{'Left out:':<{_FACT_WIDTH}}{text}")
+
+
+def _show_excluded(
+    out: Renderer, info: ImageInfo, volumes: tuple[tuple[Volume, MountfsError | None], ...]
+) -> None:
+    """Name the files that are not in the image, by what left them out."""
+    names = {volume.offset: volume.name for volume, _ in volumes if not volume.parents}
+    for entry in left_out_files(info):
+        name = names.get(entry.offset, b"?").decode("utf-8", "replace")
+        what = f"{counted(entry.files, 'file')} ({format_size(entry.size)}) of {name}"
+        text = f"{what}, by {cause_of(entry.pattern)}"
+        out.line(f"{'Left out:':<{_FACT_WIDTH}}{text}")
 
 
 def _volume_row(volume: Volume, failure: MountfsError | None) -> tuple[str | bytes | int, ...]:

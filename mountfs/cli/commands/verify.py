@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, TypeAlias
 
 import typer
 
+from engine.proving import prove_oldest, record_whole, standing
 from engine.verify import Damage, FileReport, points_of_chain, verify, worst_exit_code
+from imageformat.errors import UsageError
 from imageformat.repository import Access, Point
 from mountfs.cli.command import At, PointName, Threads, command
 from mountfs.cli.images import ImageName, parse_name
 from mountfs.cli.problems import causes, dependents_text
-from mountfs.cli.render import Renderer, counted, format_size
+from mountfs.cli.quantities import Budget, parse_budget
+from mountfs.cli.render import Renderer, counted, format_size, format_time
 from mountfs.cli.reports import damage_result, point_result, show_damages
 from mountfs.damage import name_damage
 from mountfs.session import Session
@@ -30,9 +34,20 @@ Place = Annotated[
 FilesOf: TypeAlias = Mapping[Damage, Sequence[str]]
 """Names of the files that a damage belongs to."""
 
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="SIZE|TIME",
+        help="Read so much at most (20GiB, 30min), what was proven longest ago first; the rest another time.",
+        show_default=False,
+    ),
+]
+
 EXAMPLES = """\
 mountfs verify /backups          every image
 mountfs verify /backups/sdb@3    what point 3 depends on, and nothing else
+mountfs verify /backups --budget 20GiB
 """
 
 
@@ -43,6 +58,7 @@ def run(
     place: Place,
     point: PointName = None,
     at: At = None,
+    budget: BudgetOption = None,
     threads: Threads = 0,
 ) -> int:
     """Read every block, decode it, compare it with its checksum, and prove the links of the chain.
@@ -50,7 +66,11 @@ def run(
     All errors are listed, each with the place on the disk and the files that the damaged block belongs to.
     What the storage does not give is no damage: it is listed as not read, and the rest is verified.
     """
+    limit = parse_budget(budget) if budget is not None else None
     with Session(parse_name(place).path, read_ahead=False, access=access) as session:
+        if limit is not None:
+            return _verify_some(out, session, parse_name(place, point=point, at=at), limit, threads)
+        started_ns = time.time_ns()
         points = chosen_points(session, parse_name(place, point=point, at=at))
         total = sum(chosen.size for chosen in points)
         with out.progress("verify", total) as progress:
@@ -62,6 +82,7 @@ def run(
                     report=lambda state: progress.update(state.done, state.point.file_name),
                 )
             )
+        record_whole(session.location.repository, reports, started_ns)
         files = {report.point.key: _named(session, report) for report in reports}
         blamed = {cause.point.key: cause for cause in causes(points)}
         victims = {point.key for cause in blamed.values() for point in cause.dependents}
@@ -77,6 +98,48 @@ def run(
     blocks = sum(report.blocks for report in reports)
     summary = f"{counted(len(reports), 'image')}, {counted(blocks, 'block')}, {format_size(total)} read: "
     out.line(summary + _verdict(reports, victims))
+    return worst_exit_code(reports)
+
+
+def _verify_some(out: Renderer, session: Session, name: ImageName, budget: Budget, threads: int) -> int:
+    """Verify what was proven longest ago, as far as the budget goes, and tell how far that has come."""
+    location = session.location
+    if name.selector is not None or location.key is not None:
+        raise UsageError("--budget is for a set or a repository, not for one point; leave one of both out")
+    repository, sets = location.repository, location.sets()
+    size = sum(point.size for image_set in sets for point in image_set.points)
+    deadline = None if budget.seconds is None else time.monotonic() + budget.seconds
+    reports: list[FileReport] = []
+    with out.progress("verify", size if budget.size is None else min(size, budget.size)) as progress:
+        reports.extend(
+            prove_oldest(
+                repository,
+                sets,
+                budget=budget.size,
+                stop=lambda: deadline is not None and time.monotonic() >= deadline,
+                threads=threads,
+                warn=out.warning,
+                report=progress.update,
+            )
+        )
+    for report in reports:
+        named = _named(session, report)
+        _tell_program(out, report, named)
+        _tell(out, report, named, "")
+    now_ns = time.time_ns()
+    known = [standing(repository.storage, image_set)[0] for image_set in sets]
+    files = sum(file.size for entry in known for file in entry.files)
+    proven = sum(entry.proven_fraction(now_ns) * sum(file.size for file in entry.files) for entry in known)
+    oldest = [entry.oldest_proof(now_ns) for entry in known]
+    since = min((moment for moment in oldest if moment is not None), default=None) if all(oldest) else None
+    share = proven / files if files else 1.0
+    out.result({"proven_fraction": share, "proven_since_ns": since})
+    stored = sum(report.stored_bytes for report in reports)
+    tail = f", all of it since {format_time(since)}" if since is not None else ""
+    out.line(
+        f"{counted(sum(report.blocks for report in reports), 'block')}, {format_size(stored)} read: "
+        f"{_verdict(reports, frozenset())}; {share:.1%} was proven at some time{tail}"
+    )
     return worst_exit_code(reports)
 
 
