@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.proof import oldest_proof, proven_fraction
+from engine.proving import standing
 from imageformat.errors import MountfsError, NotFoundError
 from imageformat.repository import Repository
 from imageformat.storage.places import is_remote, open_storage
@@ -17,7 +19,8 @@ from mountfs.plans.times import as_text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from imageformat.repository import Point
+    from engine.proving import Standing
+    from imageformat.repository import ImageSet
     from mountfs.cli.render import Cell, Renderer
     from mountfs.plans.health import Health
     from mountfs.plans.history import History
@@ -43,42 +46,44 @@ def set_facts(plan: Plan, now: int) -> list[SetFacts]:
     found = []
     for source in plan.sources:
         try:
-            points = _points(plan.repository, source.set)
+            found.append(_facts(plan.repository, source.set, now, plan.goals.unproven_after))
         except MountfsError as error:
             found.append(SetFacts(source.set, problem=str(error)))
-        else:
-            found.append(facts_of_points(source.set, points, now, plan.goals.unproven_after))
     return found
 
 
-def _points(place: str, set_name: str) -> Sequence[Point]:
+def _facts(place: str, set_name: str, now: int, within: int) -> SetFacts:
     if not is_remote(place) and not Path(place).is_dir():
         raise NotFoundError(f"{place}: no such folder; is it not mounted?")
     repository = Repository(open_storage(place))
     try:
-        return repository.image_set(set_name).points
+        image_set = repository.image_set(set_name)
+        return facts_of_set(image_set, standing(repository.storage, image_set)[0], now, within)
     finally:
         repository.close()
 
 
-def facts_of_points(name: str, points: Sequence[Point], now: int, within: int) -> SetFacts:
-    """Sum up the points of a set; ``within`` seconds a proof is new enough, and a point needs none yet."""
-    sound = [point for point in points if point.state in {"ok", "verified"}]
-    proofs = [point.proof.verified_ns // _SECOND_NS if point.proof else None for point in sound]
-    made = [point.info.created_ns // _SECOND_NS if point.info else 0 for point in sound]
-    fresh = [proof is not None and proof >= now - within for proof in proofs]
-    size = sum(point.size for point in sound)
-    proven = sum(point.size for point, good in zip(sound, fresh, strict=True) if good)
-    known = [proof for proof in proofs if proof is not None]
+def facts_of_set(image_set: ImageSet, proofs: Standing, now: int, within: int) -> SetFacts:
+    """Sum up a set; for ``within`` seconds a proof is new enough, and a point needs none yet."""
+    now_ns, since_ns = now * _SECOND_NS, (now - within) * _SECOND_NS
+    sound = [
+        (point, file)
+        for point, file in zip(image_set.points, proofs.files, strict=True)
+        if point.state in {"ok", "verified"}
+    ]
+    files = [file for _, file in sound]
+    made = [point.info.created_ns // _SECOND_NS if point.info else 0 for point, _ in sound]
+    fresh = [proven_fraction(proofs.ledger, [file], now_ns, since_ns) == 1 for file in files]
+    oldest = oldest_proof(proofs.ledger, files, now_ns)
     return SetFacts(
-        name,
-        points=len(points),
-        size=sum(point.size for point in points),
+        image_set.name,
+        points=len(image_set.points),
+        size=sum(point.size for point in image_set.points),
         newest=max(made, default=None),
-        damaged=sum(point.state in {"damaged", "broken"} for point in points),
+        damaged=sum(point.state in {"damaged", "broken"} for point in image_set.points),
         unproven=sum(not good and at < now - within for good, at in zip(fresh, made, strict=True)),
-        oldest_proof=min(known) if known and len(known) == len(proofs) else None,
-        proven=proven / size if size else None,
+        oldest_proof=None if oldest is None else oldest // _SECOND_NS,
+        proven=proven_fraction(proofs.ledger, files, now_ns, since_ns) if files else None,
     )
 
 
@@ -120,7 +125,7 @@ def _local_lack(plan: Plan, to: str, sets: Sequence[SetFacts], now: int) -> str:
     """Say what a folder lacks of what the repository has; empty when nothing."""
     for ours in sets:
         try:
-            theirs = facts_of_points(ours.name, _points(to, ours.name), now, plan.goals.unproven_after)
+            theirs = _facts(to, ours.name, now, plan.goals.unproven_after)
         except MountfsError as error:
             return str(error)
         if theirs.newest is None:

@@ -14,6 +14,7 @@ _SPAN_S = {"min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400
 _LONGEST_S = 100 * _SPAN_S["y"]
 _SIZE = re.compile(r"\d{1,19}(\.\d{1,3} ?[KMGTP](i?B)?| ?([KMGTP](i?B)?)?)", re.ASCII | re.IGNORECASE)
 _NO_CONTROLS = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")
+_BUDGET = re.compile(r"[1-9]\d{0,5} ?(s|min|h)", re.ASCII)
 _PERIODS = re.compile(r"(\d{1,9}) ?(min|h|d|w|y)", re.ASCII)
 
 
@@ -77,7 +78,7 @@ def _part(value: object) -> str:
 
 def _budget(value: object) -> str:
     text = _text(value)
-    if _PERIODS.fullmatch(text) or _SIZE.fullmatch(text):
+    if _BUDGET.fullmatch(text) or _SIZE.fullmatch(text):
         return text
     raise ValueError(f"'{text}' is neither a size nor a span of time")
 

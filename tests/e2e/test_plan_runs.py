@@ -87,9 +87,10 @@ def test_a_disk_is_imaged_again_and_again_and_old_points_go(place: Place) -> Non
     full = (
         '[[schedule]]\ntype = "full"\nevery = "day"\n[retention]\nlast = 1\n[limits]\nnice = 5\nio = "idle"\n'
     )
-    place.plan(full)
+    place.plan(full + '[verify]\nbudget = "1GiB"\n')
     first = place.run("plan", "run", "laptop")
-    assert outcomes(first) == {"backup disk": "ok", "retention disk": "ok"}
+    assert outcomes(first) == {"backup disk": "ok", "verify disk": "ok", "retention disk": "ok"}
+    assert place.run("status", code=89).facts["plans"][0]["sets"][0]["proven"] == 1.0
     place.change(3)
     second = place.run("plan", "run", "laptop")
     assert place.points() == ["full"]
