@@ -19,7 +19,7 @@ The message is one line: what is wrong, where, and what to do about it.
       SourceError
         SourceReadError                30   the source answered EIO, or is gone
         SourceMismatchError            31   the set holds images of something else
-        ChangesMissedError             32   what tracks changes missed one; the new image is right
+        ChangesMissedError             35   what tracks changes missed one; the new image is right
       DestinationError                 40   the target of a write failed
         DestinationFullError           41
         DestinationReadOnlyError       42
@@ -151,7 +151,7 @@ class ChangesMissedError(SourceError):
     before it may lack changes.
     """
 
-    exit_code = 32
+    exit_code = 35
 
 
 class DestinationError(MountfsError):

@@ -125,7 +125,7 @@ def test_bitmap_that_was_cleared_behind_our_back_is_found(disk: VirtualDisk, tmp
     disk.qmp("block-dirty-bitmap-clear", node="disk", name="b1")
     url = disk.take_picture("b2", "b1")
     ran = mountfs(
-        "backup", url, str(imaged.place), "--set", "disk0", "--next-bitmap", "b2", "--json", code=32
+        "backup", url, str(imaged.place), "--set", "disk0", "--next-bitmap", "b2", "--json", code=35
     )
     assert "misses changes" in ran.err
     assert ran.facts["changes"]["missed_offsets"]
