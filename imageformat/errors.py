@@ -19,10 +19,10 @@ The message is one line: what is wrong, where, and what to do about it.
         ChainCycleError                22
       SourceError
         SourceReadError                30   the source answered EIO, or is gone
-          BadSectorError               34   more sectors are unreadable than are passed without being told to
+          BadSectorError               32   more sectors are unreadable than are passed without being told to
         SourceMismatchError            31   the set holds images of something else
-        ChangesMissedError             32   what tracks changes missed one; the new image is right
         SnapshotError                  33   no snapshot could be made of the source, or it did not last
+        ChangesMissedError             35   what tracks changes missed one; the new image is right
       DestinationError                 40   the target of a write failed
         DestinationFullError           41
         DestinationReadOnlyError       42
@@ -155,7 +155,7 @@ class SourceReadError(SourceError):
 class BadSectorError(SourceReadError):
     """Sectors of the source cannot be read, more than are passed without ``--rescue``."""
 
-    exit_code = 34
+    exit_code = 32
 
 
 class SourceMismatchError(SourceError):
@@ -172,7 +172,7 @@ class ChangesMissedError(SourceError):
     before it may lack changes.
     """
 
-    exit_code = 32
+    exit_code = 35
 
 
 class SnapshotError(SourceError):

@@ -250,7 +250,11 @@ def open_client(uri: NbdUri, timeout: float = TIMEOUT) -> NbdClient:
     Raises:
         NotFoundError, AccessDeniedError, UsageError, SourceReadError
     """
-    link = connect(uri, timeout)
+    return client_over(connect(uri, timeout), uri)
+
+
+def client_over(link: Link, uri: NbdUri) -> NbdClient:
+    """Agree on the export over a link, which the client then owns; see `open_client`."""
     try:
         return NbdClient(link, negotiate(link, uri), uri)
     except (OSError, Violation) as error:

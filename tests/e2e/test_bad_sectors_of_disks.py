@@ -111,7 +111,7 @@ def test_many_bad_sectors_need_to_be_asked_for(made: tuple[Path, int], tmp_path:
     content, _ = made
     lost = [(5 * MIB, MAX_BAD_BYTES + SECTOR)]
     with faulty_disk(content, lost) as disk:
-        refused = mountfs("backup", disk, tmp_path / "repo", "--raw", code=34)
+        refused = mountfs("backup", disk, tmp_path / "repo", "--raw", code=32)
         assert "--rescue" in refused.errors[0]
         told = mountfs("backup", disk, tmp_path / "repo", "--raw", "--rescue", "--json", code=4)
     assert told.facts["unreadable"] == [{"offset": offset, "length": length} for offset, length in lost]

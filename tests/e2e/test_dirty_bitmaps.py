@@ -75,6 +75,12 @@ def test_increments_read_what_changed_and_equal_the_picture(disk: VirtualDisk, t
     imaged = Imaged(tmp_path)
     ended = ""
     for number in range(5):
+        if number == 3:
+            # A backup that failed: the last bitmap goes on, and the new one is merged into it.
+            disk.take_picture("failed", ended)
+            disk.write((30 << 20, BLOCK, 77))
+            disk.take_back("failed", ended)
+            disk.write((33 << 20, BLOCK, 78))
         url = disk.take_picture(f"b{number}", ended)
         frozen = disk.content("disk0")
         # The guest goes on while the picture is read: the next bitmap has it, this picture has not.
@@ -85,8 +91,8 @@ def test_increments_read_what_changed_and_equal_the_picture(disk: VirtualDisk, t
             assert result.info.parent_id is not None
             assert not result.changes.reason
             assert result.changes.sampled == 16
-            # Four writes of 70 kB touch at most three blocks each; samples are read as well.
-            assert imaged.read <= (5 * 3 + 16) * BLOCK
+            # Few writes of 70 kB touch at most three blocks each; samples are read as well.
+            assert imaged.read <= (7 * 3 + 16) * BLOCK
         else:
             assert imaged.read >= 28 << 20
         disk.drop_picture(ended)
@@ -119,7 +125,7 @@ def test_bitmap_that_was_cleared_behind_our_back_is_found(disk: VirtualDisk, tmp
     disk.qmp("block-dirty-bitmap-clear", node="disk", name="b1")
     url = disk.take_picture("b2", "b1")
     ran = mountfs(
-        "backup", url, str(imaged.place), "--set", "disk0", "--next-bitmap", "b2", "--json", code=32
+        "backup", url, str(imaged.place), "--set", "disk0", "--next-bitmap", "b2", "--json", code=35
     )
     assert "misses changes" in ran.err
     assert ran.facts["changes"]["missed_offsets"]

@@ -116,6 +116,18 @@ class VirtualDisk:
         self.export("disk0", "picture", **({"bitmaps": [ended]} if ended else {}))
         return f"nbd+unix:///disk0?socket={self.socket}"
 
+    def take_back(self, begun: str, ended: str) -> None:
+        """After a backup that failed: go on with the bitmap that ended, with what the new one saw."""
+        self.drop_picture()
+        on = {"node": "disk", "name": ended}
+        merged = {"node": "disk", "target": ended, "bitmaps": [begun]}
+        actions = [
+            {"type": "block-dirty-bitmap-enable", "data": on},
+            {"type": "block-dirty-bitmap-merge", "data": merged},
+        ]
+        self.qmp("transaction", actions=actions)
+        self.qmp("block-dirty-bitmap-remove", node="disk", name=begun)
+
     def drop_picture(self, ended: str = "") -> None:
         """Undo `take_picture`, and forget the bitmap that ended with it."""
         self.qmp("block-export-del", id="disk0", mode="hard")
