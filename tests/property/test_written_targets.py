@@ -168,7 +168,7 @@ def test_a_target_becomes_the_source_and_a_second_delta_writes_nothing(case: Cas
 
 
 @given(cases(), st.integers(0, 60), st.integers(0, 40), st.booleans(), st.booleans(), st.booleans())
-@settings(max_examples=250)
+@settings(max_examples=120)
 def test_a_killed_run_is_known_and_the_next_one_finishes_it(
     case: Case, first: int, second: int, delta: bool, power: bool, meddle: bool
 ) -> None:
