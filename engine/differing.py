@@ -23,7 +23,7 @@ UNIT = 1 << 20
 BLOCK = 4096
 """The smallest difference that is written by itself: what disks and file systems write."""
 ZEROS = bytes(UNIT)
-_STORED = frozenset({ExtentKind.DATA, ExtentKind.BAD})
+_ZEROED = frozenset({ExtentKind.ZERO, ExtentKind.BAD})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,9 @@ class Unit:
 def units(extents: Iterable[Extent], *, leave_unused: bool) -> Iterator[Unit]:
     """Cut ascending extents at the grid.
 
-    What is neither DATA nor BAD reads as zeros, and whole cells of that stay together. With ``leave_unused``
-    only ZERO does; the rest is no part of any unit.
+    What is not DATA is written as zeros, and whole cells of that stay together. So is BAD: of it nothing is
+    known, and what the target held there would be worse. With ``leave_unused``, what the source left out is
+    no part of any unit.
     """
     cell, parts = -1, list[Extent]()
     for extent in _as_written(extents, leave_unused=leave_unused):
@@ -69,9 +70,9 @@ def units(extents: Iterable[Extent], *, leave_unused: bool) -> Iterator[Unit]:
 
 def _as_written(extents: Iterable[Extent], *, leave_unused: bool) -> Iterator[Extent]:
     for extent in extents:
-        if extent.kind in _STORED:
-            yield Extent(extent.offset, extent.length, ExtentKind.DATA)
-        elif extent.kind is ExtentKind.ZERO or not leave_unused:
+        if extent.kind is ExtentKind.DATA:
+            yield extent
+        elif extent.kind in _ZEROED or not leave_unused:
             yield Extent(extent.offset, extent.length, ExtentKind.ZERO)
 
 

@@ -25,7 +25,8 @@ from imageformat.errors import VerificationError
 from imageformat.extent import Extent, ExtentKind, clip
 
 UNIT, BLOCK, HEAD, TAIL = 256, 32, 100, 40
-KINDS = st.sampled_from([ExtentKind.DATA, ExtentKind.DATA, ExtentKind.ZERO, ExtentKind.UNUSED])
+D = ExtentKind.DATA
+KINDS = st.sampled_from([D, D, D, ExtentKind.ZERO, ExtentKind.UNUSED, ExtentKind.UNUSED, ExtentKind.BAD])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -112,7 +113,7 @@ class Case:
             here = slice(extent.offset, extent.end)
             if extent.kind is ExtentKind.DATA:
                 assert found[here] == self.source.pread(extent.offset, extent.length)
-            elif extent.kind is ExtentKind.ZERO or not leave:
+            elif extent.kind is not ExtentKind.UNUSED or not leave:
                 assert found[here] == bytes(extent.length)
             else:
                 pairs = zip(found[here], self.before[here], strict=True)
@@ -164,6 +165,8 @@ def test_a_target_becomes_the_source_and_a_second_delta_writes_nothing(case: Cas
     case.wanted(bytes(disk.durable), leave=delta)
     disk.changed = 0
     again = run(case, disk, None, delta=True)
+    bad = sum(extent.length for extent in case.source.all if extent.kind is ExtentKind.BAD)
+    assert again.bad_bytes == bad
     assert disk.changed == 0 == again.written + again.zeroed
 
 

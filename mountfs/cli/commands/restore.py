@@ -39,6 +39,8 @@ Delta = Annotated[
     typer.Option("--delta", help="Write only what differs from what is there; free space stays as it is."),
 ]
 
+BAD_SECTORS_EXIT = 4
+
 EXAMPLES = """\
 mountfs restore /backups/sdb@3 /dev/sdc --verify
 mountfs restore /backups/sdb@3 serial=S3X --target-serial S3X    in scripts
@@ -61,7 +63,7 @@ def run(
     check: Check = False,
     delta: Delta = False,
     threads: Threads = 0,
-) -> None:
+) -> int:
     """Write any point to a disk, a partition or a file, byte for byte.
 
     Asks before it overwrites anything; for a disk, for its serial number. A file gets its name only when it
@@ -108,6 +110,11 @@ def run(
             ),
         )
         _tell(out, chosen, target, tally)
+    if tally.bad_bytes:
+        out.warning(
+            f"{format_size(tally.bad_bytes)} could not be read when the image was made: zeros are there"
+        )
+    return BAD_SECTORS_EXIT if tally.bad_bytes else 0
 
 
 def _named(chosen: Point, inner: str | None, disk: int) -> str:
@@ -175,6 +182,7 @@ def _tell(out: Renderer, chosen: Point, target: str, tally: Tally) -> None:
             "point": chosen.info.number if chosen.info else None,
             "target": target,
             **tally_facts(tally),
+            "unreadable_bytes": tally.bad_bytes,
         }
     )
     verified = ", read back and compared" if tally.verified else ""
