@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 
     from imageformat.device import BlockDevice
 
-UNIT = 1 << 20
-"""Large enough for a disk, small enough that a few are in memory for each worker."""
+UNIT = 2 << 20
+"""Large enough for a disk, small enough that a few are in memory for each worker: less is slower to write."""
 BLOCK = 4096
 """The smallest difference that is written by itself: what disks and file systems write."""
 ZEROS = bytes(UNIT)
 _ZEROED = frozenset({ExtentKind.ZERO, ExtentKind.BAD})
-"""Written as zeros: of BAD sectors nothing is known, and what the target held there would be worse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +49,9 @@ class Unit:
 def units(extents: Iterable[Extent], *, leave_unused: bool) -> Iterator[Unit]:
     """Cut ascending extents at the grid.
 
-    What is not DATA becomes zeros, and whole cells of that stay together. With ``leave_unused`` only ZERO and
-    BAD do; the rest is no part of any unit.
+    What is not DATA is written as zeros, and whole cells of that stay together. So is BAD: of it nothing is
+    known, and what the target held there would be worse. With ``leave_unused``, what the source left out is
+    no part of any unit.
     """
     cell, parts = -1, list[Extent]()
     for extent in _as_written(extents, leave_unused=leave_unused):

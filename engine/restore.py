@@ -30,8 +30,9 @@ def restore(
 ) -> Tally:
     """Make the first ``view.size`` bytes of ``target`` equal to ``view``, and flush.
 
-    With ``check``, what is written is read back and compared. With ``delta``, only what differs is written,
-    and space that was free in the image's file systems is left as it is.
+    Sectors that were unreadable at the source become zeros. With ``check``, what is written is read back and
+    compared. With ``delta``, only what differs is written, and what was left out of the image, such as the
+    free space of file systems, is left as it is.
 
     Raises:
         TargetTooSmallError: before anything is written.

@@ -30,13 +30,14 @@ from engine.differing import (
 from engine.pipeline import default_threads, ordered_map
 from engine.writerecord import Kept
 from imageformat.errors import VerificationError
-from imageformat.extent import Extent, ExtentKind
+from imageformat.extent import ExtentKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
     from engine.writerecord import WriteRecord
     from imageformat.device import BlockDevice, WritableDevice
+    from imageformat.extent import Extent
 
 HEAD = 68 << 10
 """Written last: tables, boot sectors, and every superblock that makes a bare volume one, btrfs' at 64 KiB."""
@@ -100,8 +101,8 @@ class Tally:
     """Made to read as zeros, where that was not known."""
     skipped: int = 0
     """Found, or known, to be there already."""
-    bad: int = 0
-    """Unreadable when the source was imaged: zeros were written there."""
+    bad_bytes: int = 0
+    """Of sectors that were unreadable at the source: zeros are there now."""
     verified: bool = False
     stale: bool = False
     """The record of the last run turned out wrong, and everything was compared."""
@@ -132,7 +133,7 @@ def write(
         report: Is told how far it is.
 
     Raises:
-        CorruptImageError, UnreadableBlockError, SourceReadError: the source cannot give, or prove, a block.
+        CorruptImageError, SourceReadError: the source cannot give, or prove, a block.
         DestinationError: the target failed.
         VerificationError: the target does not give back what was written.
     """
@@ -146,7 +147,7 @@ def write(
         run.body()
     except _StaleError:
         run.known = Known(known.units, watched=known.watched)
-        run.tally.stale, run.tally.skipped = True, 0
+        run.tally.stale, run.tally.skipped, run.tally.bad_bytes = True, 0, 0
         if record is not None:
             record.begin()
         run.body()
@@ -195,15 +196,8 @@ class _Run:
         self._checkpoint(pending)
 
     def _worked(self, start: int, end: int) -> Generator[tuple[Unit, bytes, bool]]:
-        found = self._extents(start, end - start) if end > start else iter(())
-        jobs = units(found, leave_unused=self.options.leave_unused)
+        jobs = units(self._described(start, max(0, end - start)), leave_unused=self.options.leave_unused)
         return ordered_map(self._work, _with_kept(jobs, self.known.units()), threads=self._threads)
-
-    def _extents(self, offset: int, size: int) -> Iterator[Extent]:
-        for extent in self.source.extents(offset, size):
-            if extent.kind is ExtentKind.BAD:
-                self._count(bad=extent.length)
-            yield extent
 
     def _work(self, unit: Unit) -> tuple[Unit, bytes, bool]:
         """Bring one unit to the target. Whether anything was written."""
@@ -270,7 +264,6 @@ class _Run:
         written: int = 0,
         zeroed: int = 0,
         skipped: int = 0,
-        bad: int = 0,
     ) -> None:
         with self._lock:
             tally = self.tally
@@ -279,7 +272,6 @@ class _Run:
             tally.written += written
             tally.zeroed += zeroed
             tally.skipped += skipped
-            tally.bad += bad
 
     # -- durable, proven, recorded ---------------------------------------------------------------------
 
@@ -334,7 +326,14 @@ class _Run:
     def _units_of(self, offset: int, length: int) -> list[Unit]:
         if not length:
             return []
-        return list(units(self._extents(offset, length), leave_unused=False))
+        return list(units(self._described(offset, length), leave_unused=False))
+
+    def _described(self, offset: int, length: int) -> Iterator[Extent]:
+        """Yield what the source says of a range, and count what is bad in it."""
+        for extent in self.source.extents(offset, length) if length else ():
+            if extent.kind is ExtentKind.BAD:
+                self.tally.bad_bytes += extent.length
+            yield extent
 
     def _mark(self) -> None:
         """Before the first write: put the mark where the start was, and take away the end. Durable."""

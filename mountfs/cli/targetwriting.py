@@ -121,7 +121,7 @@ def tally_facts(tally: Tally) -> dict[str, object]:
         "written": tally.written,
         "zeroed": tally.zeroed,
         "skipped": tally.skipped,
-        "unreadable_bytes": tally.bad,
+        "unreadable_bytes": tally.bad_bytes,
         "verified": tally.verified,
         "seconds": round(tally.seconds, 3),
     }

@@ -58,10 +58,10 @@ def warn_of_bad_backup(out: Renderer, result: BackupResult) -> int:
 
 def warn_of_bad_restore(out: Renderer, tally: Tally) -> int:
     """Warn when zeros were written for want of anything better; return the exit code, 0 without any."""
-    if not tally.bad:
+    if not tally.bad_bytes:
         return 0
     out.warning(
-        f"{format_size(tally.bad)} could not be read when the image was made: zeros were written "
+        f"{format_size(tally.bad_bytes)} could not be read when the image was made: zeros were written "
         "there; 'mountfs info' lists the places and the files they belong to"
     )
     return BAD_SECTORS_EXIT

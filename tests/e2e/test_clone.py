@@ -325,3 +325,29 @@ def test_a_target_that_fails_in_the_middle_is_marked_and_finished_later(made: Ma
 def test_byte_for_byte(made: Made, tmp_path: Path) -> None:
     clone(made.disk, tmp_path / "raw.img", "--raw")
     run("cmp", made.disk, tmp_path / "raw.img")
+
+
+@pytest.mark.nightly
+def test_a_disk_that_nobody_wrote_to_is_not_read_again(tmp_path: Path) -> None:
+    """The kernel counts what is written to a disk, from its attachment on."""
+    disk, backing = tmp_path / "disk.img", tmp_path / "backing"
+    content = tmp_path / "content"
+    content.write_bytes(noise(1, 48 * MIB))
+    (part,) = make_gpt_disk(disk, 52 * MIB, [Part(48 * MIB, content=content)])
+    os.truncate(shutil.copyfile(os.devnull, backing), 60 * MIB)
+
+    def compared(device: str) -> int:
+        told = mountfs("clone", disk, device, "--delta", "--target-serial", device, "--json").facts
+        assert backing.read_bytes()[: 50 * MIB][part.offset :] == disk.read_bytes()[: 50 * MIB][part.offset :]
+        return int(told["compared"])
+
+    with loop_device(backing) as device:
+        assert compared(device) >= 48 * MIB
+        assert compared(device) < 16 * MIB
+        with Path(device).open("r+b") as opened:
+            opened.seek(30 * MIB)
+            opened.write(b"x" * 4096)
+        assert compared(device) >= 48 * MIB
+        assert compared(device) < 16 * MIB
+    with loop_device(backing) as device:
+        assert compared(device) >= 48 * MIB, "it was elsewhere meanwhile"

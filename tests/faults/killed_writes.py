@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine.clone import ClonedDisk, TargetShape, Wish, plan_clone
@@ -74,8 +74,8 @@ SCENARIOS: dict[str, tuple[Callable[..., None], bool, bool]] = {
 """What is run, whether as a delta, and whether onto a device."""
 
 
-def kill_at(number: int) -> None:
-    """Have this process killed before its n-th call of those that change something."""
+def kill_at(number: int) -> Iterator[int]:
+    """Have this process killed before its n-th call of those that change something; what counts them."""
     count, lock = itertools.count(1), threading.Lock()
     for module, name in CALLS:
         original = getattr(module, name)
@@ -87,6 +87,7 @@ def kill_at(number: int) -> None:
             return original(*arguments)
 
         setattr(module, name, wrapped)
+    return count
 
 
 def forked(work: Callable[[], None], kill: int = 0) -> int:
@@ -123,8 +124,8 @@ def main(name: str, place: str, most: str) -> None:
     def work() -> None:
         function(folder, str(target), delta=delta)
 
-    killed, number, step = 0, 0, 1
-    total = calls_of(prepare, work)
+    killed = 0
+    total = calls_of(folder, prepare, work)
     step = max(1, total // int(most))
     for number in range(1, total + 1, step):
         prepare()
@@ -139,17 +140,18 @@ def main(name: str, place: str, most: str) -> None:
     print(killed)
 
 
-def calls_of(prepare: Callable[[], None], work: Callable[[], None]) -> int:
-    """How many calls there are: the first number at which nobody is killed any more."""
-    low, high = 1, 4096
-    while low < high:
-        middle = (low + high) // 2
-        prepare()
-        if forked(work, middle) == 0:
-            high = middle
-        else:
-            low = middle + 1
-    return low - 1
+def calls_of(folder: Path, prepare: Callable[[], None], work: Callable[[], None]) -> int:
+    """How many calls there are that change something."""
+    told = folder / "calls"
+
+    def counted() -> None:
+        counter = kill_at(0)
+        work()
+        told.write_text(str(next(counter) - 1))
+
+    prepare()
+    assert forked(counted) == 0
+    return int(told.read_text())
 
 
 if __name__ == "__main__":

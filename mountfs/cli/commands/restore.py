@@ -41,6 +41,8 @@ Delta = Annotated[
     typer.Option("--delta", help="Write only what differs from what is there; free space stays as it is."),
 ]
 
+BAD_SECTORS_EXIT = 4
+
 EXAMPLES = """\
 mountfs restore /backups/sdb@3 /dev/sdc --verify
 mountfs restore /backups/sdb@3 serial=S3X --target-serial S3X    in scripts
