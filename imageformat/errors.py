@@ -19,6 +19,7 @@ The message is one line: what is wrong, where, and what to do about it.
       SourceError
         SourceReadError                30   the source answered EIO, or is gone
         SourceMismatchError            31   the set holds images of something else
+        SnapshotError                  33   no snapshot could be made of the source, or it did not last
       DestinationError                 40   the target of a write failed
         DestinationFullError           41
         DestinationReadOnlyError       42
@@ -41,6 +42,7 @@ The message is one line: what is wrong, where, and what to do about it.
         MountPointError                72   not a folder, not empty, already in use
       AccessDeniedError                77
       StorageError                     78   the storage of the images failed
+      HookError                        82   a command that was to run before or after failed
       InterruptedByUserError          130
 """
 
@@ -142,6 +144,12 @@ class SourceMismatchError(SourceError):
 
     errno = _errno.EINVAL
     exit_code = 31
+
+
+class SnapshotError(SourceError):
+    """No snapshot could be made of the source, or it broke while it was read."""
+
+    exit_code = 33
 
 
 class DestinationError(MountfsError):
@@ -290,6 +298,12 @@ class StorageError(MountfsError):
     """The storage that holds the images failed."""
 
     exit_code = 78
+
+
+class HookError(MountfsError):
+    """A command that was to run before or after a backup failed, or took too long."""
+
+    exit_code = 82
 
 
 class InterruptedByUserError(MountfsError):

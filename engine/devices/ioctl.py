@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import struct
 import sys
 from typing import Final
@@ -18,6 +19,9 @@ _BLKFLSBUF: Final = 0x1261
 _BLKSSZGET: Final = 0x1268
 _BLKPBSZGET: Final = 0x127B
 _BLKZEROOUT: Final = 0x127F
+_F_SETSIG: Final = 10
+_FICLONE: Final = 0x40049409
+_FITHAW: Final = 0xC0045878
 
 _FALLOC_KEEP_SIZE_PUNCH_HOLE: Final = 0x01 | 0x02
 
@@ -32,6 +36,10 @@ if sys.platform == "win32":
         ctypes.set_errno(errno.ENOSYS)
         return -1
 
+    def open_for_writing(_path: str) -> bool:
+        """Tell that nobody is known to have a file open for writing."""
+        return False
+
 else:
     import fcntl
 
@@ -42,6 +50,25 @@ else:
 
     def _ioctl(fd: int, request: int, argument: int | bytes) -> int | bytes:
         return fcntl.ioctl(fd, request, argument)
+
+    def open_for_writing(path: str) -> bool:
+        """Whether anybody has a regular file open for writing; False as well when that cannot be told.
+
+        Asked by taking a read lease for a moment (fcntl(2), F_SETLEASE): the owner of a file may.
+        """
+        if not hasattr(fcntl, "F_SETLEASE"):
+            return False
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            # Somebody who opens it in this very moment makes the kernel send a signal: one that is ignored.
+            fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError as error:
+            return error.errno == errno.EAGAIN
+        finally:
+            os.close(fd)
+        return False
 
 
 def sector_size(fd: int) -> int:
@@ -102,6 +129,30 @@ def punch_hole(fd: int, offset: int, length: int) -> bool:
     if code in _NOT_OFFERED | {errno.EPERM}:
         return False
     raise OSError(code, os.strerror(code))
+
+
+def share_blocks(target_fd: int, source_fd: int) -> None:
+    """Make an empty file hold what another one of the same file system holds, in one step (FICLONE).
+
+    Raises:
+        OSError: EOPNOTSUPP, EINVAL or EXDEV where that is not offered.
+    """
+    _ioctl(target_fd, _FICLONE, source_fd)
+
+
+def thaw(fd: int) -> bool:
+    """Let a frozen file system be written again (FITHAW); False when it was not frozen.
+
+    Raises:
+        OSError: the user may not, or it has no such thing.
+    """
+    try:
+        _ioctl(fd, _FITHAW, 0)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        raise
+    return True
 
 
 def zero_out(fd: int, offset: int, length: int) -> bool:

@@ -11,10 +11,11 @@ import typer
 from engine.adopt import adopt
 from engine.backup import BackupOptions, BackupProgress, BackupResult, backup
 from engine.devices.backing import holds
-from engine.devices.guards import target_facts, written_at
+from engine.devices.guards import written_at
 from engine.devices.ratelimit import RateLimited
 from engine.devices.source import SourceDevice, open_source
 from engine.plan import check_set_name, set_name_for
+from engine.snapshots.taking import AUTO, PictureSource
 from engine.verify import verify, worst_exit_code
 from imageformat.codec import DEFAULT_LEVEL
 from imageformat.errors import MountfsError, RepositoryInsideSourceError, UsageError
@@ -25,8 +26,10 @@ from imageformat.storage.local import LocalStorage
 from mountfs import __version__
 from mountfs.allocation.disk import DiskAllocation, read_allocation
 from mountfs.cli.command import Threads, command, path
+from mountfs.cli.hooking import hooked
 from mountfs.cli.render import Renderer, counted, format_duration, format_size
 from mountfs.cli.reports import UNUSED_KEY, backup_result, show_damages
+from mountfs.cli.standstill import stand_still
 
 WARNING_EXIT = 3
 
@@ -74,6 +77,14 @@ RateLimit = Annotated[
     int | None,
     typer.Option("--rate-limit", min=1, metavar="MIB", help="Read at most so many MiB a second."),
 ]
+Snapshot = Annotated[
+    str,
+    typer.Option(
+        "--snapshot",
+        metavar="HOW",
+        help="Image SOURCE as it is now, while it is used: auto, none, lvm, dm, reflink, btrfs, freeze.",
+    ),
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Read the new image back and verify every block.")]
 
 EXAMPLES = """\
@@ -82,10 +93,12 @@ mountfs backup disk.img repo --type diff    all changes since the last full
 mountfs backup /dev/sdb2 /backups --set root --verify
 mountfs backup vm.img repo --base old.qcow2 what changed since old.qcow2
 mountfs backup /dev/sdc /evidence --raw     deleted files too
+mountfs backup /dev/vg/data /backups --snapshot lvm
 """
 
 
 @command
+@hooked
 def run(
     out: Renderer,
     source: Source,
@@ -101,6 +114,7 @@ def run(
     threads: Threads = 0,
     rate_limit: RateLimit = None,
     verify_after: Verify = False,
+    snapshot: Snapshot = AUTO,
 ) -> int:
     """Image SOURCE into REPO. The first image of a set is full; later ones hold only what changed.
 
@@ -110,7 +124,8 @@ def run(
     device = open_source(source)
     try:
         name = check_set_name(set_name) if set_name else set_name_for(device.identity.path)
-        check_places(device, repository, out)
+        check_places(device, repository)
+        device = stand_still(out, device, snapshot)
         options = BackupOptions(
             type=type_,
             block_size=_block_bytes(block_size),
@@ -152,8 +167,8 @@ def _block_bytes(kib: int) -> int:
     return kib << 10
 
 
-def check_places(device: SourceDevice, repository: Path, out: Renderer) -> None:
-    """Refuse a repository that lies on the source; warn about a source that is being written.
+def check_places(device: SourceDevice, repository: Path) -> None:
+    """Refuse a repository that lies on the source.
 
     Raises:
         RepositoryInsideSourceError, UsageError
@@ -166,20 +181,13 @@ def check_places(device: SourceDevice, repository: Path, out: Renderer) -> None:
         raise UsageError(
             f"{repository} is a set, not a repository; name the folder above it: {repository.parent}"
         )
-    if device.identity.kind != "file":
-        mounted = target_facts(device.identity.path).mounted_at
-        if mounted:
-            out.warning(
-                f"{device.identity.path} is mounted at {', '.join(mounted)}: what is written meanwhile may "
-                "be half in the image; unmount it, or image a snapshot"
-            )
 
 
 def _allocation(
     out: Renderer, device: SourceDevice, source: SourceDevice | RateLimited
 ) -> DiskAllocation | None:
     """Find what is free on the source; None, and a warning, while it can change."""
-    mounted = written_at(device.identity.path)
+    mounted = () if isinstance(device, PictureSource) else written_at(device.identity.path)
     if mounted:
         out.warning(
             f"{device.identity.path} is mounted at {', '.join(mounted)} and can change: it is imaged whole, "

@@ -17,15 +17,19 @@ import imageformat.storage
 import mountfs.containers
 import mountfs.drivers
 from engine.devices.inventory import list_block_devices
+from engine.snapshots.journal import journal_folder, left_over
 from imageformat.layer import ImageFormat
 from imageformat.plugins import discover
 from mountfs import __version__
 from mountfs.adapters import adapters_here
 from mountfs.cli.command import command
 from mountfs.cli.render import Renderer, format_size
+from mountfs.cli.standstill import clean_up
 from mountfs.mounts import MountState, abort, clear_stale, list_mounts
 
-Fix = Annotated[bool, typer.Option("--fix", help="Detach mounts whose server died or does not answer.")]
+Fix = Annotated[
+    bool, typer.Option("--fix", help="Detach mounts and remove snapshots of processes that died.")
+]
 
 _LIBRARIES = ("zstandard", "xxhash", "cachetools", "msgspec", "mfusepy", "pytsk3", "typer", "rich")
 _OPTIONAL = {
@@ -57,13 +61,13 @@ class Finding(NamedTuple):
 
 EXAMPLES = """\
 mountfs doctor
-mountfs doctor --fix    detach mounts whose server died
+mountfs doctor --fix    detach mounts and remove snapshots of dead processes
 """
 
 
 @command
 def run(out: Renderer, fix: Fix = False) -> int:
-    """Look at this machine: libraries, FUSE, formats, drivers, disks, mounts that died.
+    """Look at this machine: libraries, FUSE, formats, drivers, disks, what dead processes left.
 
     Exit code 0 when everything works, 1 when something is missing or stale.
     """
@@ -73,6 +77,7 @@ def run(out: Renderer, fix: Fix = False) -> int:
                 abort(record)
         for record in clear_stale():
             out.note(f"{record.mountpoint}: detached, its server was dead")
+        clean_up(out)
     findings = list(examine())
     out.result({"findings": [finding._asdict() for finding in findings]})
     out.table("", ("what", "state", "detail"), (finding[:3] for finding in findings))
@@ -92,6 +97,7 @@ def examine() -> Iterator[Finding]:
     yield from _fuse()
     yield from _disks()
     yield from _mounts()
+    yield from _snapshots()
 
 
 def _libraries() -> Iterator[Finding]:
@@ -166,4 +172,15 @@ def _mounts() -> Iterator[Finding]:
             "stale" if stale else "ok",
             f"{record.source}: {record.state.value}",
             "mountfs doctor --fix" if stale else "",
+        )
+
+
+def _snapshots() -> Iterator[Finding]:
+    for entry in left_over(journal_folder()):
+        entry.release()
+        yield Finding(
+            f"snapshot by {entry.provider}",
+            "stale",
+            f"{entry.facts.get('snapshot') or entry.facts.get('place0', '')}: its process is dead",
+            "mountfs doctor --fix",
         )
