@@ -1,7 +1,8 @@
 r"""Shadow copies of Windows: a volume as it was at one moment, while programs go on writing to it.
 
 They are made and removed through the documented WMI class Win32_ShadowCopy, asked by PowerShell. What was
-made is written down before it is used, so that the next run removes what one that was killed left behind.
+made is written down as soon as Windows has told its name, so that the next run removes what one that was
+killed left behind; one killed within that moment leaves a copy that 'vssadmin list shadows' shows.
 """
 
 from __future__ import annotations
@@ -9,15 +10,20 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imageformat.errors import AccessDeniedError, SourceReadError, UsageError
+from engine.snapshots.provider import Picture, SnapshotProvider
+from imageformat.errors import AccessDeniedError, MountfsError, SnapshotError, SourceReadError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+
+    from engine.snapshots.journal import Entry
+    from engine.snapshots.provider import SourceFacts
 
     Runner = Callable[[str], str]
 
@@ -175,3 +181,49 @@ def _write(ledger: Path, ids: list[str]) -> None:
     part = ledger.with_name(f"{ledger.name}.part")
     part.write_text("".join(f"{one}\n" for one in ids), "utf-8")
     part.replace(ledger)
+
+
+def volume_name(path: str) -> str | None:
+    r"""Return the name by which Windows makes shadow copies of a volume: ``\\.\C:`` is ``C:\``; else None."""
+    name = path.removeprefix("\\\\.\\") + "\\"
+    return name if _VOLUME.match(name) else None
+
+
+def unavailable(facts: SourceFacts) -> str | None:
+    """See `SnapshotProvider.unavailable`."""
+    if sys.platform != "win32":
+        return "shadow copies are made on Windows only"
+    if volume_name(facts.path) is None:
+        return "it is no volume: image the volumes of the drive one by one, such as C:"
+    return None
+
+
+def create(facts: SourceFacts, entry: Entry) -> Picture:
+    """See `SnapshotProvider.create`; the identifier is noted before anything of the copy is read."""
+    volume = volume_name(facts.path) or facts.path
+    try:
+        made = parse_created(run_powershell(create_script(volume)), volume)
+    except MountfsError as error:
+        raise SnapshotError(str(error)) from error
+    entry.note(snapshot=made.device, id=made.id)
+    return Picture(made.device)
+
+
+def remove(noted: Mapping[str, str]) -> None:
+    """See `SnapshotProvider.remove`."""
+    shadow_id = noted.get("id", "")
+    if not shadow_id:
+        return
+    try:
+        run_powershell(remove_script(shadow_id))
+    except MountfsError as error:
+        raise SnapshotError(str(error)) from error
+
+
+PLUGIN = SnapshotProvider(
+    name="vss",
+    rank=0 if sys.platform == "win32" else -1,  # elsewhere nobody wants to hear why not
+    unavailable=unavailable,
+    create=create,
+    remove=remove,
+)
