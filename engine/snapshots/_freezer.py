@@ -6,12 +6,14 @@ when the time had run out. Nothing is loaded, opened or written between freezing
 """
 
 import errno
-import fcntl
 import os
 import select
 import signal
 import sys
 import time
+
+if sys.platform != "win32":
+    import fcntl
 
 FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
 LATE = 3

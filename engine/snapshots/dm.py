@@ -12,7 +12,7 @@ this process dies. A kill of that shell too leaves a suspended device: the journ
 
 from __future__ import annotations
 
-import os
+import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -156,9 +156,8 @@ def mounted_indirectly(facts: SourceFacts) -> tuple[MountEntry, ...]:
 
 
 def _room(size: int, folder: str) -> int:
-    free = os.statvfs(folder)
     wanted = min(max(size // _CHANGES, _LEAST), size + size // 50 + (1 << 20))
-    room = min(wanted, free.f_bavail * free.f_frsize // 2) >> 20 << 20
+    room = min(wanted, shutil.disk_usage(folder).free // 2) >> 20 << 20
     if not room:
         raise SnapshotError(f"{folder} has no room for what changes meanwhile; name another folder in TMPDIR")
     return room
