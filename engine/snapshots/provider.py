@@ -51,8 +51,8 @@ class SourceFacts:
 
 def source_facts(identity: SourceIdentity, *, busy: bool = False, roots: SystemRoots = LOCAL) -> SourceFacts:
     """Collect what providers ask for, changing nothing."""
-    if sys.platform == "win32":
-        return _windows_facts(identity, busy=busy)
+    if sys.platform == "win32" and identity.kind != "file":
+        return _volume_facts(identity)
     found = identify(identity.path, roots)
     walk = BackingWalk(roots)
     written: dict[str, MountEntry] = {}
@@ -74,10 +74,10 @@ def source_facts(identity: SourceIdentity, *, busy: bool = False, roots: SystemR
     )
 
 
-def _windows_facts(identity: SourceIdentity, *, busy: bool) -> SourceFacts:
-    mounted = written_at(identity.path) if identity.kind != "file" else ()
-    written = tuple(MountEntry(0, "", place, "", identity.path, ()) for place in mounted)
-    return SourceFacts(identity.path, identity.kind, identity.size, written=written, busy=busy)
+def _volume_facts(identity: SourceIdentity) -> SourceFacts:
+    """Return the facts of a drive or volume of Windows, where all that is mounted can be written."""
+    written = tuple(MountEntry(0, "", place, "", identity.path, ()) for place in written_at(identity.path))
+    return SourceFacts(identity.path, identity.kind, identity.size, written=written)
 
 
 def _file_system(identity: SourceIdentity, written: tuple[MountEntry, ...], walk: BackingWalk) -> str:

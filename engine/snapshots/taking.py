@@ -244,7 +244,7 @@ def _made(
 
 def _opened(path: str, source: SourceDevice) -> SourceDevice:
     """Open a snapshot, to be read under the name of its source."""
-    if sys.platform == "win32":
+    if sys.platform == "win32" and isinstance(source, WindowsSource):
         return WindowsSource.open(kernel(), path)
     fd = os.open(path, os.O_RDONLY | system.PRIVATE)
     try:

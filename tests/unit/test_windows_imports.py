@@ -120,6 +120,14 @@ ctypes.WinDLL = lambda name, **options: kernel32
 ctypes.get_last_error = lambda: kernel32.last
 ctypes.WinError = error
 os.O_BINARY = os.O_NOINHERIT = 0
+def powershell(command, **options):
+    with open(os.environ["POWERSHELL_LOG"], "a") as log:
+        log.write(command[-1] + "\n")
+    device = "\\\\?\\GLOBALROOT\\Device\\HarddiskVolumeShadowCopy70"
+    made = {"ReturnValue": 0, "ID": os.environ["SHADOW"], "DeviceObject": device}
+    said = json.dumps(made) if "MethodName Create" in command[-1] else ""
+    return types.SimpleNamespace(returncode=0, stdout=said.encode(), stderr=b"")
+subprocess.run = powershell
 main = importlib.import_module("mountfs.cli.__main__")
 for wanted, words in json.loads(sys.argv[1]):
     code = main.run(words)
@@ -131,12 +139,6 @@ for wanted, words in json.loads(sys.argv[1]):
 
 
 _SHADOW = "{3f2504e0-4f89-41d3-9a0c-0305e82c3301}"
-_POWERSHELL = r"""#!/bin/sh
-printf '%s\n' "$4" >> LOG
-case "$4" in *Create*)
-  echo '{"ReturnValue":0,"ID":"ID","DeviceObject":"\\\\?\\GLOBALROOT\\Device\\HarddiskVolumeShadowCopy70"}' ;;
-esac
-"""
 
 
 _WITH_WINFSP = r"""
@@ -235,10 +237,8 @@ def test_drives_are_listed_imaged_and_overwritten_by_the_command_line(tmp_path: 
     Of the volume that is mounted a shadow copy is imaged, which has other bytes here than what goes on.
     """
     mib = 1 << 20
-    log, powershell = tmp_path / "log", tmp_path / "powershell.exe"
-    powershell.write_text(_POWERSHELL.replace("LOG", str(log)).replace('ID",', f'{_SHADOW}",', 1))
-    powershell.chmod(0o755)
-    more = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "XDG_STATE_HOME": str(tmp_path / "state")}
+    log = tmp_path / "log"
+    more = {"POWERSHELL_LOG": str(log), "SHADOW": _SHADOW, "XDG_STATE_HOME": str(tmp_path / "state")}
     contents = {number: random.Random(number).randbytes(4 * mib) for number in (0, 1, 2)}
     drives = {}
     for number, content in contents.items():
