@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from engine.devices import sysfs
 from engine.devices.backing import BackingWalk, identify
@@ -29,7 +29,8 @@ class SourceFacts:
     """What is known of a source before a snapshot of it is made."""
 
     path: str
-    kind: Literal["disk", "partition", "file"]
+    kind: str
+    """That of `SourceIdentity`."""
     size: int
     number: str = ""
     """Of the block device, "major:minor"; empty for a file."""

@@ -23,7 +23,7 @@ from engine.snapshots.freezing import frozen
 from imageformat.errors import SnapshotError
 from support.disks import make_btrfs, make_ext4, make_xfs
 from support.kernel import kernel_mount, loop_device
-from support.product import mountfs
+from support.product import environment, mountfs
 from support.requirements import find_tool, require_root, require_tool, run
 from support.writers import check_written, writing
 
@@ -93,6 +93,11 @@ def test_a_file_system_stands_still_and_is_let_go_whoever_dies(
                 assert len(list(folder.iterdir())) == 1
             assert not is_frozen(top)
             until(lambda: counter.read_text() != stood, "the writer does not go on")
+        with (
+            pytest.raises(SnapshotError, match="longer than"),
+            frozen(entries_of(device), folder, seconds=0.2),
+        ):
+            until(lambda: not is_frozen(top), "the time limit does not end it")
         assert list(folder.iterdir()) == []
         for victims in ("parent", "child", "both"):
             with _holder(device, folder) as holder:
@@ -143,6 +148,29 @@ def _holder(device: str, folder: Path) -> subprocess.Popen[bytes]:
 
 def _child_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+def test_doctor_shows_and_removes_what_a_dead_process_left(tmp_path: Path) -> None:
+    state = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    with (
+        loop_device(make_ext4(tmp_path / "disk", 8 * MIB)) as device,
+        kernel_mount(device, "ext4", read_only=False) as top,
+        _holder(device, tmp_path / "state" / "mountfs" / "snapshots") as holder,
+    ):
+        assert (
+            "its process is dead" not in mountfs("doctor", code=None, env=environment(**state)).out.decode()
+        )
+        os.kill(_child_of(holder.pid), signal.SIGKILL)
+        holder.kill()
+        holder.wait()
+        assert (
+            f"{top}: its process is dead" in mountfs("doctor", code=1, env=environment(**state)).out.decode()
+        )
+        assert is_frozen(top)
+        said = mountfs("doctor", "--fix", code=None, env=environment(**state))
+        assert f"snapshot by freeze {top}" in said.err
+        assert "its process is dead" not in said.out.decode()
+        assert not is_frozen(top)
 
 
 def test_what_somebody_else_froze_is_left_alone(tmp_path: Path, folder: Path) -> None:

@@ -51,10 +51,11 @@ ours() {{ lvs --noheadings -o lv_name | grep mountfs- || true; dmsetup ls | grep
 clean() {{ test -z "$(ours)" || {{ echo "left over: $(ours)"; false; }}; }}
 ends() {{ wanted=$1; shift; got=0; "$@" || got=$?
   test $got = $wanted || {{ echo "$* ended with $got"; false; }}; }}
+standing() {{ until dmsetup info --noheadings -c -o name | grep -q mountfs-; do sleep 0.1; done; sleep 2; }}
 # Kills a backup in its middle, when its snapshot stands.
 killed() {{ {python} -m mountfs backup "$1" {folder}/repo --set killed --raw --snapshot "$2" \
     --rate-limit 1 & backup=$!
-  until dmsetup info --noheadings -c -o name | grep -q mountfs-; do sleep 0.1; done; sleep 2
+  standing
   kill -9 $backup; wait $backup || true; test -n "$(ours)"; }}
 """
 _LOGICAL = r"""
@@ -90,7 +91,7 @@ vgcreate -q small /dev/ubdb
 lvcreate -q -y -Wn -L 40M -n data small
 mke2fs -q -t ext4 /dev/mapper/small-data
 mount /dev/mapper/small-data /mnt/top
-(sleep 4; dd if=/dev/urandom of=/mnt/top/much bs=1M count=20 conv=fsync 2>/dev/null) &
+(standing; dd if=/dev/urandom of=/mnt/top/much bs=1M count=20 conv=fsync 2>/dev/null) &
 ends 33 mountfs backup /dev/mapper/small-data {folder}/repo --set full --raw --snapshot lvm --rate-limit 1
 wait
 umount /mnt/top
