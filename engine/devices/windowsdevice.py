@@ -48,8 +48,9 @@ class _Sectors:
 
     def _read(self, offset: int, size: int) -> bytes:
         """Read a range; raises OSError, with the byte as its argument."""
-        start = offset // self.sector_size * self.sector_size
-        end = -(-(offset + size) // self.sector_size) * self.sector_size
+        # A shadow copy does not tell how large its sectors are, so what suits all is read.
+        start = offset // self.block_size * self.block_size
+        end = min(-(-(offset + size) // self.block_size) * self.block_size, self.size)
         parts: list[bytes] = []
         position = start
         while position < end:

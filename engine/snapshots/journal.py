@@ -62,6 +62,8 @@ class Entry:
 
     def erase(self) -> None:
         """Forget it: nothing of it is left."""
+        if not system.CAN_RENAME_OPEN_FILES:
+            self.release()  # nor can open files be removed there
         self.path.unlink(missing_ok=True)
         self.release()
 

@@ -6,18 +6,20 @@ makes a snapshot of, and removes only what is noted in an entry of the journal t
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.devices import sysfs
 from engine.devices.backing import BackingWalk, identify
+from engine.devices.guards import written_at
+from engine.devices.mountinfo import MountEntry
 from engine.devices.sysfs import LOCAL, SystemRoots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from engine.devices.mountinfo import MountEntry
     from engine.devices.source import SourceIdentity
     from engine.snapshots.journal import Entry
 
@@ -50,6 +52,8 @@ class SourceFacts:
 
 def source_facts(identity: SourceIdentity, *, busy: bool = False, roots: SystemRoots = LOCAL) -> SourceFacts:
     """Collect what providers ask for, changing nothing."""
+    if sys.platform == "win32" and identity.kind != "file":
+        return _volume_facts(identity)
     found = identify(identity.path, roots)
     walk = BackingWalk(roots)
     written: dict[str, MountEntry] = {}
@@ -69,6 +73,12 @@ def source_facts(identity: SourceIdentity, *, busy: bool = False, roots: SystemR
         file_system=_file_system(identity, tuple(written.values()), walk),
         busy=busy,
     )
+
+
+def _volume_facts(identity: SourceIdentity) -> SourceFacts:
+    """Return the facts of a drive or volume of Windows, where all that is mounted can be written."""
+    written = tuple(MountEntry(0, "", place, "", identity.path, ()) for place in written_at(identity.path))
+    return SourceFacts(identity.path, identity.kind, identity.size, written=written)
 
 
 def _file_system(identity: SourceIdentity, written: tuple[MountEntry, ...], walk: BackingWalk) -> str:

@@ -7,18 +7,21 @@ was a snapshot.
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import engine.snapshots
 from engine.devices import ioctl
-from engine.devices.source import OpenSource
+from engine.devices.source import OpenSource, SourceDevice
+from engine.devices.windowsdevice import WindowsSource
+from engine.devices.windowskernel import kernel
 from engine.snapshots import journal
 from engine.snapshots.freezing import frozen, stops_us
 from engine.snapshots.provider import Picture, SnapshotProvider, SourceFacts, source_facts
 from imageformat import system
-from imageformat.errors import MountfsError, SnapshotError, SourceReadError, UsageError
+from imageformat.errors import MountfsError, SnapshotError, SourceError, SourceReadError, UsageError
 from imageformat.plugins import discover
 
 if TYPE_CHECKING:
@@ -41,26 +44,35 @@ class Refusal:
     reason: str
 
 
-class PictureSource(OpenSource):
+class PictureSource:
     """A snapshot of a source, read as the source. Closing it removes the snapshot and closes the source."""
 
     def __init__(
         self,
-        fd: int,
+        opened: OpenSource | WindowsSource,
         source: SourceDevice,
         provider: SnapshotProvider,
         picture: Picture,
         entry: Entry,
         tell: Callable[[str], None],
     ) -> None:
-        super().__init__(fd, source.identity, sector_size=source.sector_size, block_size=source.block_size)
+        self.identity = source.identity
+        self.size = source.size
+        self.sector_size = source.sector_size
+        self.block_size = source.block_size
         self.provider = provider.name
+        self._opened = opened
         self._source = source
         self._plugin = provider
         self._picture = picture
         self._entry = entry
         self._warn = tell
         self._closed = False
+
+    def pread(self, offset: int, size: int) -> bytes:
+        """See `BlockDevice.pread`; raises as `lend`."""
+        with self.lend(offset, size) as lent:
+            return bytes(lent)
 
     def lend(self, offset: int, size: int) -> memoryview:
         """See `engine.imaging.Lender.lend`.
@@ -70,7 +82,7 @@ class PictureSource(OpenSource):
             SourceReadError: as of the source; the snapshot still stands.
         """
         try:
-            lent = super().lend(offset, size)
+            lent = self._opened.lend(offset, size)
         except SourceReadError as error:
             reason = self._picture.ended() or self._plugin.lost(self._entry.facts)
             if reason is not None:
@@ -81,7 +93,7 @@ class PictureSource(OpenSource):
 
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
         """See `SourceDevice.extents`."""
-        for extent in super().extents(offset, size):
+        for extent in self._opened.extents(offset, size):
             self._check()
             yield extent
 
@@ -90,7 +102,7 @@ class PictureSource(OpenSource):
         if self._closed:
             return
         self._closed = True
-        super().close()
+        self._opened.close()
         self._source.close()
         end(self._plugin, self._picture, self._entry, self._warn)
 
@@ -213,20 +225,34 @@ def _made(
 ) -> PictureSource:
     entry = journal.begin(folder, provider.name)
     picture: Picture | None = None
-    fd = -1
+    opened: OpenSource | WindowsSource | None = None
     try:
         with frozen(still, folder):
             picture = provider.create(facts, entry)
-        fd = os.open(picture.path, os.O_RDONLY | system.PRIVATE)
-        if ioctl.device_size(fd) != source.size:
+        opened = _opened(picture.path, source)
+        if opened.size != source.size:
             raise SnapshotError(f"the snapshot of {facts.path} has another size than it")
-        return PictureSource(fd, source, provider, picture, entry, tell)
+        return PictureSource(opened, source, provider, picture, entry, tell)
     except BaseException as error:
-        if fd >= 0:
-            os.close(fd)
+        if opened is not None:
+            opened.close()
         end(provider, picture, entry, tell)
-        if isinstance(error, OSError):
-            raise SnapshotError(f"the snapshot of {facts.path} cannot be read: {error.strerror}") from error
+        if isinstance(error, OSError | SourceError) and not isinstance(error, SnapshotError):
+            reason = getattr(error, "strerror", None) or error
+            raise SnapshotError(f"the snapshot of {facts.path} cannot be read: {reason}") from error
+        raise
+
+
+def _opened(path: str, source: SourceDevice) -> OpenSource | WindowsSource:
+    """Open a snapshot, to be read under the name of its source."""
+    if sys.platform == "win32" and isinstance(source, WindowsSource):
+        return WindowsSource.open(kernel(), path)
+    fd = os.open(path, os.O_RDONLY | system.PRIVATE)
+    try:
+        identity = replace(source.identity, size=ioctl.device_size(fd))
+        return OpenSource(fd, identity, sector_size=source.sector_size, block_size=source.block_size)
+    except BaseException:
+        os.close(fd)
         raise
 
 

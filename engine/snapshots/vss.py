@@ -1,7 +1,8 @@
 r"""Shadow copies of Windows: a volume as it was at one moment, while programs go on writing to it.
 
 They are made and removed through the documented WMI class Win32_ShadowCopy, asked by PowerShell. What was
-made is written down before it is used, so that the next run removes what one that was killed left behind.
+made is written down as soon as Windows has told its name, so that the next run removes what one that was
+killed left behind; one killed within that moment leaves a copy that 'vssadmin list shadows' shows.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from contextlib import contextmanager
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imageformat.errors import AccessDeniedError, SourceReadError, UsageError
+from engine.snapshots.provider import Picture, SnapshotProvider
+from imageformat.errors import AccessDeniedError, MountfsError, SnapshotError, SourceReadError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Mapping
 
-    Runner = Callable[[str], str]
+    from engine.snapshots.journal import Entry
+    from engine.snapshots.provider import SourceFacts
 
 TIMEOUT_S = 300
 _VOLUME = re.compile(r"(?:[A-Za-z]:\\|\\\\\?\\Volume\{[0-9A-Fa-f-]{36}\}\\)\Z")
@@ -106,51 +108,6 @@ def parse_created(text: str, volume: str) -> ShadowCopy:
     return ShadowCopy(shadow_id, device)
 
 
-@contextmanager
-def shadow_copy(volume: str, ledger: Path, run: Runner) -> Iterator[ShadowCopy]:
-    r"""Make a shadow copy, give it, and remove it.
-
-    Args:
-        volume: ``C:\`` or ``\\?\Volume{...}\``.
-        ledger: a file of this program in which copies that exist are noted.
-        run: runs PowerShell and returns what it printed: `run_powershell`.
-
-    Raises:
-        AccessDeniedError, SourceReadError: see `parse_created`.
-        UsageError: see `create_script`.
-    """
-    made = parse_created(run(create_script(volume)), volume)
-    try:
-        _write(ledger, [*noted(ledger), made.id])
-        yield made
-    finally:
-        run(remove_script(made.id))
-        _write(ledger, [one for one in noted(ledger) if one != made.id])
-
-
-def remove_left_over(ledger: Path, run: Runner) -> list[str]:
-    """Remove what a run that was killed left behind; no other may be running. Return what was removed.
-
-    Raises:
-        AccessDeniedError, SourceReadError: one cannot be removed; it stays noted.
-    """
-    removed = []
-    for shadow_id in noted(ledger):
-        run(remove_script(shadow_id))
-        removed.append(shadow_id)
-        _write(ledger, [one for one in noted(ledger) if one != shadow_id])
-    return removed
-
-
-def noted(ledger: Path) -> list[str]:
-    """Return the copies that are noted; lines that are no identifiers are not."""
-    try:
-        lines = ledger.read_text("utf-8", "replace").splitlines()
-    except FileNotFoundError:
-        return []
-    return [line for line in lines if _ID.match(line)]
-
-
 def run_powershell(script: str) -> str:
     """Run a script and return what it printed.
 
@@ -170,8 +127,45 @@ def run_powershell(script: str) -> str:
     return done.stdout.decode("utf-8", "replace")
 
 
-def _write(ledger: Path, ids: list[str]) -> None:
-    ledger.parent.mkdir(parents=True, exist_ok=True)
-    part = ledger.with_name(f"{ledger.name}.part")
-    part.write_text("".join(f"{one}\n" for one in ids), "utf-8")
-    part.replace(ledger)
+def volume_name(path: str) -> str | None:
+    r"""Return the name by which Windows makes shadow copies of a volume: ``\\.\C:`` is ``C:\``; else None."""
+    name = path.removeprefix("\\\\.\\") + "\\"
+    return name if _VOLUME.match(name) else None
+
+
+def unavailable(facts: SourceFacts) -> str | None:
+    """See `SnapshotProvider.unavailable`."""
+    if sys.platform == "win32" and volume_name(facts.path) is not None:
+        return None
+    return "shadow copies are made on Windows, and of single volumes such as C:"
+
+
+def create(facts: SourceFacts, entry: Entry) -> Picture:
+    """See `SnapshotProvider.create`; the identifier is noted before anything of the copy is read."""
+    volume = volume_name(facts.path) or facts.path
+    try:
+        made = parse_created(run_powershell(create_script(volume)), volume)
+    except MountfsError as error:
+        raise SnapshotError(str(error)) from error
+    entry.note(snapshot=made.device, id=made.id)
+    return Picture(made.device)
+
+
+def remove(noted: Mapping[str, str]) -> None:
+    """See `SnapshotProvider.remove`."""
+    shadow_id = noted.get("id", "")
+    if not shadow_id:
+        return
+    try:
+        run_powershell(remove_script(shadow_id))
+    except MountfsError as error:
+        raise SnapshotError(str(error)) from error
+
+
+PLUGIN = SnapshotProvider(
+    name="vss",
+    rank=0 if sys.platform == "win32" else -1,  # elsewhere nobody wants to hear why not
+    unavailable=unavailable,
+    create=create,
+    remove=remove,
+)

@@ -74,7 +74,8 @@ class WindowsMachine:
     def _find(self, path: str) -> tuple[str, Drive | Volume]:
         name = path.lower()
         for number, drive in self.drives.items():
-            if name == f"\\\\.\\physicaldrive{number}":
+            shadow = f"\\\\?\\globalroot\\device\\harddiskvolumeshadowcopy{number}"
+            if name in {f"\\\\.\\physicaldrive{number}", shadow}:
                 return f"drive {number}", drive
         for index, volume in enumerate(self.volumes_there):
             letters = [f"\\\\.\\{point[:2].lower()}" for point in volume.points]

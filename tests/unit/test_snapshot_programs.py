@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shlex
+import tempfile
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from engine.devices import sysfs
 from engine.devices.source import open_source
 from engine.snapshots import dm, journal, lvm, programs, taking
 from engine.snapshots.provider import SourceFacts
-from imageformat.errors import SnapshotError
+from imageformat.errors import SnapshotError, UsageError
 
 MIB = 1 << 20
 VOLUME = {
@@ -273,3 +274,35 @@ def test_a_program_is_not_ended_in_its_middle_by_ctrl_c(tmp_path: Path) -> None:
         programs.run("sh", "-c", "echo no >&2; exit 5")
     with pytest.raises(SnapshotError, match="not installed"):
         programs.run("no-such-program-anywhere")
+
+
+def test_auto_tries_the_next_and_says_why_none_could(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stubs(tmp_path, monkeypatch, {"*lv_uuid=*": report(vg_free="0"), "*lv_tags=*": '{"report": []}'})
+    source = open_source(str(tmp_path / "source"))
+    facts = of_lvm(tmp_path)
+    still, refusals = taking.take(source, facts, "auto", tmp_path / "journal", pytest.fail)
+    assert still is source
+    assert {refusal.name for refusal in refusals} >= {"lvm", "dm", "reflink", "btrfs"}
+    assert "vg has no free space" in {refusal.name: refusal.reason for refusal in refusals}["lvm"]
+    assert list((tmp_path / "journal").iterdir()) == []
+    with pytest.raises(SnapshotError, match="no free space"):
+        taking.take(source, facts, "lvm", tmp_path / "journal", pytest.fail)
+    still_only = SourceFacts(facts.path, "file", SIZE, file_system="btrfs")
+    assert taking.take(source, still_only, "auto", tmp_path / "journal", pytest.fail) == (source, ())
+    assert taking.take(source, facts, "none", tmp_path / "journal", pytest.fail) == (source, ())
+    with pytest.raises(UsageError, match="choose auto, none, btrfs, dm, freeze, lvm"):
+        taking.take(source, facts, "zfs", tmp_path / "journal", pytest.fail)
+    source.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=200) | st.text().map(str.encode))
+def test_any_entry_of_the_journal_is_understood_or_dropped(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "one.json").write_bytes(content)
+        for prefix in (b"", b'{"provider": "lvm", "facts": {"a": 1}}\n'):
+            Path(folder, "two.json").write_bytes(prefix + content)
+            for entry in journal.left_over(Path(folder)):
+                assert all(isinstance(fact, str) for fact in (*entry.facts, *entry.facts.values()))
+                entry.release()
+        assert [path.name for path in Path(folder).iterdir()] == ["two.json"]

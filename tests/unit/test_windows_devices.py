@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from engine.devices import windows
 from engine.devices.windows import DiskExtent, WindowsDisk
-from engine.snapshots import vss
+from engine.snapshots import journal, taking, vss
+from engine.snapshots.provider import SourceFacts
 from imageformat.errors import (
     AccessDeniedError,
     MountfsError,
     NotFoundError,
+    SnapshotError,
     SourceReadError,
     TargetInUseError,
     UsageError,
@@ -148,32 +150,66 @@ class Shell:
         return ""
 
 
-def test_a_shadow_copy_is_noted_used_and_removed(tmp_path: Path) -> None:
-    shell, ledger = Shell(), tmp_path / "state" / "shadows"
-    with vss.shadow_copy("C:\\", ledger, shell) as copy:
-        assert copy == vss.ShadowCopy(ID, DEVICE_OBJECT)
-        assert vss.noted(ledger) == [ID]
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch) -> Shell:
+    shell = Shell()
+    monkeypatch.setattr(vss, "run_powershell", shell)
+    return shell
+
+
+C_DRIVE = SourceFacts(path="\\\\.\\C:", kind="partition", size=1)
+
+
+def test_a_shadow_copy_is_noted_and_removed(shell: Shell, tmp_path: Path) -> None:
+    entry = journal.begin(tmp_path, "vss")
+    picture = vss.create(C_DRIVE, entry)
+    assert picture.path == DEVICE_OBJECT
+    assert entry.facts == {"snapshot": DEVICE_OBJECT, "id": ID}
     assert "Win32_ShadowCopy -MethodName Create -Arguments @{Volume='C:\\';" in shell.scripts[0]
+    vss.remove(entry.facts)
     assert shell.scripts[1].endswith(f"-Filter \"ID='{ID}'\"|Remove-CimInstance")
-    assert vss.noted(ledger) == []
+    entry.erase()
 
 
-def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    shell, ledger = Shell(), tmp_path / "shadows"
-    ledger.write_text(f"{ID}\n'; Remove-Item C:\\ -Recurse\n")
-    assert vss.remove_left_over(ledger, shell) == [ID]
+def test_what_a_killed_run_left_is_removed_by_the_next(shell: Shell, tmp_path: Path) -> None:
+    """A lock ends with its process, so an entry that is not locked is one of a process that died."""
+    for facts in ({"id": ID}, {}, {"id": "'; Remove-Item C:\\ -Recurse"}):
+        entry = journal.begin(tmp_path, "vss")
+        entry.note(**facts)
+        entry.release()
+    problems = [problem for _, problem in taking.clean(tmp_path)]
     assert shell.scripts == [vss.remove_script(ID)], "what is no identifier never reaches the shell"
-    assert vss.noted(ledger) == []
+    assert sorted(problem is None for problem in problems) == [False, True, True]
+    assert len(list(tmp_path.iterdir())) == 1, "what cannot be removed stays noted"
+
+
+@pytest.mark.parametrize("code", [1, 8, 99])
+def test_the_reason_of_a_refusal_is_told(shell: Shell, tmp_path: Path, code: int) -> None:
+    shell.code = code
+    entry = journal.begin(tmp_path, "vss")
+    with pytest.raises(SnapshotError, match="no shadow copy of C:"):
+        vss.create(C_DRIVE, entry)
+    assert entry.facts == {}
+    entry.erase()
 
 
 @pytest.mark.parametrize(
-    ("code", "kind"), [(1, AccessDeniedError), (8, SourceReadError), (99, SourceReadError)]
+    ("path", "volume"),
+    [
+        ("\\\\.\\C:", "C:\\"),
+        (f"\\\\?\\Volume{{{ID[1:-1]}}}", f"\\\\?\\Volume{{{ID[1:-1]}}}\\"),
+        ("\\\\.\\PhysicalDrive0", None),
+        ("C:\\disk.img", None),
+        ("/dev/sda", None),
+    ],
 )
-def test_the_reason_of_a_refusal_is_told(tmp_path: Path, code: int, kind: type[MountfsError]) -> None:
-    shell, ledger = Shell(code), tmp_path / "x"
-    with pytest.raises(kind, match="no shadow copy of C:"), vss.shadow_copy("C:\\", ledger, shell):
-        pytest.fail("there is none")
-    assert vss.noted(ledger) == []
+def test_only_a_volume_has_shadow_copies(
+    monkeypatch: pytest.MonkeyPatch, path: str, volume: str | None
+) -> None:
+    assert vss.volume_name(path) == volume
+    assert vss.unavailable(SourceFacts(path, "partition", 1)) is not None, "this is no Windows"
+    monkeypatch.setattr("sys.platform", "win32")
+    assert (vss.unavailable(SourceFacts(path, "partition", 1)) is None) is (volume is not None)
 
 
 @pytest.mark.parametrize("answer", ["", "{}", "[]", '{"ReturnValue": 0, "ID": "x", "DeviceObject": "y"}'])

@@ -120,6 +120,14 @@ ctypes.WinDLL = lambda name, **options: kernel32
 ctypes.get_last_error = lambda: kernel32.last
 ctypes.WinError = error
 os.O_BINARY = os.O_NOINHERIT = 0
+def powershell(command, **options):
+    with open(os.environ["POWERSHELL_LOG"], "a") as log:
+        log.write(command[-1] + "\n")
+    device = "\\\\?\\GLOBALROOT\\Device\\HarddiskVolumeShadowCopy70"
+    made = {"ReturnValue": 0, "ID": os.environ["SHADOW"], "DeviceObject": device}
+    said = json.dumps(made) if "MethodName Create" in command[-1] else ""
+    return types.SimpleNamespace(returncode=0, stdout=said.encode(), stderr=b"")
+subprocess.run = powershell
 main = importlib.import_module("mountfs.cli.__main__")
 for wanted, words in json.loads(sys.argv[1]):
     code = main.run(words)
@@ -128,6 +136,9 @@ for wanted, words in json.loads(sys.argv[1]):
         print(words, "ended with", code, "instead of", wanted, file=sys.stderr)
         sys.exit(1)
 """
+
+
+_SHADOW = "{3f2504e0-4f89-41d3-9a0c-0305e82c3301}"
 
 
 _WITH_WINFSP = r"""
@@ -221,13 +232,21 @@ def test_an_image_becomes_a_drive_by_the_command_line(tmp_path: Path) -> None:
 
 
 def test_drives_are_listed_imaged_and_overwritten_by_the_command_line(tmp_path: Path) -> None:
-    """All of it by ctypes: structures, handles and buffers go to a kernel32 that reads what they say."""
+    """All of it by ctypes: structures, handles and buffers go to a kernel32 that reads what they say.
+
+    Of the volume that is mounted a shadow copy is imaged, which has other bytes here than what goes on.
+    """
     mib = 1 << 20
+    log = tmp_path / "log"
+    more = {"POWERSHELL_LOG": str(log), "SHADOW": _SHADOW, "XDG_STATE_HOME": str(tmp_path / "state")}
     contents = {number: random.Random(number).randbytes(4 * mib) for number in (0, 1, 2)}
     drives = {}
     for number, content in contents.items():
         (tmp_path / f"drive{number}").write_bytes(content)
         drives[number] = {"file": str(tmp_path / f"drive{number}"), "serial": f"SN{number}"}
+    shadow = random.Random(70).randbytes(2 * mib)
+    (tmp_path / "drive70").write_bytes(shadow)
+    drives[70] = {"file": str(tmp_path / "drive70")}
     volumes = [
         {"extents": [[0, mib, 2 * mib]], "points": ["C:\\"]},
         {"extents": [[2, mib, 2 * mib]], "points": ["E:\\"]},
@@ -237,7 +256,7 @@ def test_drives_are_listed_imaged_and_overwritten_by_the_command_line(tmp_path: 
     place, agreed = f"{repository}/PhysicalDrive1", "--target-serial"
 
     def run(*commands: tuple[int, list[str]]) -> list[bytes]:
-        return _on_windows(*commands, DRIVES=json.dumps([drives, volumes]))[0]
+        return _on_windows(*commands, DRIVES=json.dumps([drives, volumes]), **more)[0]
 
     wrote = run(
         (0, ["disks", "--json"]),
@@ -256,10 +275,14 @@ def test_drives_are_listed_imaged_and_overwritten_by_the_command_line(tmp_path: 
         ("SN2", ["E:\\"]),
     ]
     assert (tmp_path / "drive2").read_bytes() == contents[2], "none of that wrote"
+    made, removed = log.read_text().splitlines()
+    assert "-MethodName Create -Arguments @{Volume='E:\\';" in made
+    assert removed.endswith(f"-Filter \"ID='{_SHADOW}'\"|Remove-CimInstance")
+    assert list((tmp_path / "state" / "mountfs" / "snapshots").iterdir()) == [], "nothing is noted any more"
     run((0, ["restore", place, two, agreed, "SN2", "--verify"]))
     assert (tmp_path / "drive2").read_bytes() == contents[1]
     run((0, ["restore", f"{repository}/E", "E:", agreed, "SN2", "--verify"]))
-    whole = contents[1][:mib] + contents[2][mib : 3 * mib] + contents[1][3 * mib :]
+    whole = contents[1][:mib] + shadow + contents[1][3 * mib :]
     assert (tmp_path / "drive2").read_bytes() == whole
     assert (tmp_path / "drive1").read_bytes() == contents[1]
 
