@@ -152,8 +152,8 @@ mountfs backup /dev/sdb2 /backups --set root --verify file
 mountfs backup vm.img repo --base old.qcow2 what changed since old.qcow2
 mountfs backup /dev/sdc /evidence --raw     deleted files too
 mountfs backup /dev/vg/data /backups --snapshot lvm
-mountfs backup /dev/sdb /backups --exclude '*.iso' --exclude '/*/var/cache/**'
-mountfs backup /dev/sdd /backups --rescue   all that a failing disk still gives
+mountfs backup /dev/sdb /backups --exclude '*.iso'
+mountfs backup /dev/sdd /backups --rescue   what a failing disk still gives
 """
 
 

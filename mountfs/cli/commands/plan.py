@@ -33,7 +33,7 @@ class Action(enum.Enum):
 What = Annotated[
     Action,
     typer.Argument(
-        metavar="new|check|run|next|install|remove|status|list", help="What to do.", show_default=False
+        metavar="VERB", help="new, check, run, next, install, remove, status or list.", show_default=False
     ),
 ]
 Name = Annotated[
@@ -91,7 +91,7 @@ Into = Annotated[
 ]
 
 EXAMPLES = """\
-mountfs plan new laptop --template incremental-forever --source /dev/sda --repository /backups
+mountfs plan new laptop --source /dev/sda --repository /backups
 mountfs plan check laptop            every command that it would run
 mountfs plan run laptop --dry-run
 mountfs plan next --count 20
