@@ -91,7 +91,7 @@ Into = Annotated[
 ]
 
 EXAMPLES = """\
-mountfs plan new laptop --template incremental-forever --source /dev/sda --repository /backups
+mountfs plan new laptop --source /dev/sda --repository /backups
 mountfs plan check laptop            every command that it would run
 mountfs plan run laptop --dry-run
 mountfs plan next --count 20
