@@ -21,7 +21,7 @@ from imageformat.errors import MountfsError, NotFoundError, StorageError, UsageE
 from imageformat.storage import ObjectInfo, StorageScheme
 from imageformat.storage._sftpconnection import Connection, Target
 from imageformat.storage._sftpwriter import SftpObjectWriter
-from imageformat.storage.leases import LEASE_NAME, Note, leased
+from imageformat.storage.leases import Note, leased
 from imageformat.storage.patience import DEFAULT_PATIENCE
 from imageformat.storage.ranges import RangeDevice
 
@@ -237,7 +237,13 @@ class SftpStorage:
                     await client.remove(path)
                 await client.rename(part, path)
 
-        self._connection.run(self._named(path), action, writing=True)
+        async def persistently(client: SFTPClient) -> None:
+            try:
+                await action(client)
+            except asyncssh.SFTPNoSuchFile:  # another writer, who has just come, took it for a dead one's
+                await action(client)
+
+        self._connection.run(self._named(path), persistently, writing=True)
 
     def get(self, path: str, most: int) -> bytes | None:
         """Return a small file whole; None when there is none, or it is larger."""
@@ -275,7 +281,7 @@ class SftpStorage:
     def _remove_partials(self, folder: str) -> None:
         for entry in self.entries(folder):
             hidden = entry.name.startswith(".") and entry.name.endswith(".part")
-            if hidden and not entry.name.startswith(LEASE_NAME) and stat.S_ISREG(entry.mode):
+            if hidden and stat.S_ISREG(entry.mode):
                 with contextlib.suppress(NotFoundError):
                     self.remove(f"{folder}/{entry.name}")
 

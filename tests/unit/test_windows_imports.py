@@ -27,6 +27,7 @@ import platform, zoneinfo
 import cachetools, msgspec, platformdirs, pytsk3, rich.console, rich.table, rich.progress, rich.text, typer
 import xxhash, zstandard, cryptography.hazmat.primitives.ciphers, cryptography.hazmat.primitives.kdf.scrypt
 import typer.core, typer.main, typer.rich_utils, mfusepy, lz4.block
+import asyncssh, botocore.session, dateutil.tz, urllib3.exceptions
 
 POSIX_ONLY = "fcntl resource termios tty pty pwd grp syslog readline spwd crypt nis".split()
 for name in POSIX_ONLY:

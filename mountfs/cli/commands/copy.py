@@ -51,7 +51,7 @@ RateLimit = Annotated[
 
 EXAMPLES = """\
 mountfs copy /backups /media/usb/backups
-mountfs copy /backups s3://bucket/backups    keys as for the AWS tools
+mountfs copy /backups s3://my-bucket/backups    keys: as for the AWS tools
 mountfs copy /backups sftp://me@nas/backups --rate-limit 5
 """
 
