@@ -67,8 +67,13 @@ class Wanted:
     """What the user said of it."""
     next_bitmap: str = ""
     """The dirty bitmap that was begun with this picture of the disk."""
-    last_mark: Mark | None = None
-    """Of the newest image of the set."""
+    marks: tuple[Mark | None, ...] = ()
+    """Of the images of the set, the newest last."""
+
+    @property
+    def last_mark(self) -> Mark | None:
+        """Of the newest image of the set."""
+        return self.marks[-1] if self.marks else None
 
 
 @dataclass(frozen=True, slots=True)

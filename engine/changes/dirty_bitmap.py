@@ -31,15 +31,10 @@ class DirtyBitmap:
 
     name = NAME
 
-    def __init__(self, source: NbdSource, expected: str, following: str, last: Mark | None) -> None:
+    def __init__(self, source: NbdSource, expected: str = "", following: str = "") -> None:
         self._source = source
         self._expected = expected
         self._following = following
-        if following and last is not None and last.get("bitmap") == following:
-            raise UsageError(
-                f"--next-bitmap {following}: the last image began with a bitmap of that name already; begin "
-                "one of a new name with each picture, or what changed in between is lost"
-            )
 
     def begin(self) -> Mark | None:
         """See `ChangeTracker.begin`: it was begun by whoever made the picture."""
@@ -76,9 +71,15 @@ class DirtyBitmap:
 def _open(wanted: Wanted) -> DirtyBitmap:
     if not isinstance(wanted.source, NbdSource):
         raise UsageError(f"--changed {NAME} is for disks of an NBD server: nbd:// and nbd+unix://")
-    if len(wanted.next_bitmap.encode()) > _MAX_NAME:
+    name = wanted.next_bitmap
+    if len(name.encode()) > _MAX_NAME:
         raise UsageError(f"--next-bitmap: the name of a bitmap has at most {_MAX_NAME} bytes")
-    return DirtyBitmap(wanted.source, wanted.parameter, wanted.next_bitmap, wanted.last_mark)
+    if name and any(mark is not None and mark.get("bitmap") == name for mark in wanted.marks):
+        raise UsageError(
+            f"--next-bitmap {name}: an image of this set began with a bitmap of that name already; begin one "
+            "of a new name with each picture, or what changed in between is lost"
+        )
+    return DirtyBitmap(wanted.source, wanted.parameter, name)
 
 
 PLUGIN = ChangeProvider(NAME, _open, lambda wanted: isinstance(wanted.source, NbdSource))

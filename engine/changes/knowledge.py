@@ -107,10 +107,9 @@ def _mark_of(info: ImageInfo) -> Mark | None:
     return mark if isinstance(mark, dict) else None
 
 
-def last_mark(image_set: ImageSet) -> Mark | None:
-    """Return the mark of the newest image of a set, whatever tracker it is for."""
-    last = image_set.latest()
-    return _mark_of(last.info) if last is not None and last.info is not None else None
+def marks_of(image_set: ImageSet) -> tuple[Mark | None, ...]:
+    """Return the mark of each readable image of a set, the newest last, whatever tracker it is for."""
+    return tuple(_mark_of(point.info) for point in image_set.points if point.info is not None)
 
 
 class Tracking:

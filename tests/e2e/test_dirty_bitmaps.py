@@ -14,7 +14,7 @@ import pytest
 
 from engine.backup import BackupOptions, BackupResult, backup
 from engine.changes import Wanted, open_tracker
-from engine.changes.knowledge import Tracking, last_mark
+from engine.changes.knowledge import Tracking, marks_of
 from engine.sampling import Sampling
 from engine.sources import open_any
 from imageformat.cache import BlockCache
@@ -48,8 +48,8 @@ class Imaged:
 
     def back_up(self, url: str, begun: str, seed: int, samples: int = 16) -> BackupResult:
         with closing(Repository(LocalStorage(self.place))) as repository, closing(open_any(url)) as device:
-            last = last_mark(repository.image_set("disk0"))
-            tracker = open_tracker("dirty-bitmap", lambda name: Wanted(device, "here", name, begun, last))
+            marks = marks_of(repository.image_set("disk0"))
+            tracker = open_tracker("dirty-bitmap", lambda name: Wanted(device, "here", name, begun, marks))
             source = Counted(device)
             result = backup(
                 source,
@@ -149,5 +149,7 @@ def test_bitmap_that_cannot_be_tied_to_the_parent_is_not_used(disk: VirtualDisk,
     disk.drop_picture()
     url = disk.take_picture("b2", "b0")
     ran = mountfs("backup", url, repository, "--changed", "dirty-bitmap=b0", "--json")
+    # An older image began with that name: its children would take the new bitmap for theirs.
+    mountfs("backup", url, repository, "--next-bitmap", "b0", code=2)
     assert "began with the bitmap b1" in ran.facts["changes"]["reason"]
     assert imaged.content() == disk.content("disk0")

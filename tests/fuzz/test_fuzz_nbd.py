@@ -61,7 +61,7 @@ def use(said: tuple[bytes, ...]) -> bytes:
         sum(1 for _ in islice(source.extents(0, source.size), 10_000))
         with contextlib.suppress(ChangesUnknownError):
             mark = {"bitmap": "b0", "export": "disk"}
-            sum(1 for _ in islice(DirtyBitmap(source, "", "", None).unchanged(mark), 10_000))
+            sum(1 for _ in islice(DirtyBitmap(source).unchanged(mark), 10_000))
         for offset, size in ((0, 8192), (8192, 512), (0, 512)):
             if offset + size <= source.size:
                 with contextlib.suppress(MountfsError):

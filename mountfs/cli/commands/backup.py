@@ -12,7 +12,7 @@ import typer
 from engine.adopt import adopt
 from engine.backup import BackupOptions, BackupProgress, BackupResult, backup
 from engine.changes import ChangeTracker, Wanted, open_tracker
-from engine.changes.knowledge import Tracking, last_mark
+from engine.changes.knowledge import Tracking, marks_of
 from engine.devices.backing import holds
 from engine.devices.ratelimit import RateLimited
 from engine.devices.source import SourceDevice
@@ -254,9 +254,9 @@ def run(
 def _tracker(
     choice: str, next_bitmap: str, device: SourceDevice, repository: Repository, name: str
 ) -> ChangeTracker | None:
-    last = last_mark(repository.image_set(name))
+    marks = marks_of(repository.image_set(name))
     place = f"{repository.storage.url}/{name}"
-    tracker = open_tracker(choice, lambda parameter: Wanted(device, place, parameter, next_bitmap, last))
+    tracker = open_tracker(choice, lambda parameter: Wanted(device, place, parameter, next_bitmap, marks))
     if next_bitmap and (tracker is None or tracker.name != "dirty-bitmap"):
         raise UsageError("--next-bitmap goes with --changed dirty-bitmap, and with a disk of an NBD server")
     return tracker
