@@ -322,6 +322,7 @@ def test_a_target_that_fails_in_the_middle_is_marked_and_finished_later(made: Ma
     assert not list(tmp_path.glob(".*.part"))
 
 
+@pytest.mark.nightly
 def test_byte_for_byte(made: Made, tmp_path: Path) -> None:
     clone(made.disk, tmp_path / "raw.img", "--raw")
     run("cmp", made.disk, tmp_path / "raw.img")

@@ -54,7 +54,7 @@ def cloned(source: MemoryDevice, table: PartitionTable, shape: TargetShape, wish
 
 
 @pytest.mark.parametrize("scheme", ["gpt", "mbr"])
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     size=st.integers(2, 40),
     sector_size=st.sampled_from([512, 4096]),
@@ -115,7 +115,7 @@ def test_hostile_tables_are_one_kind_of_error(mbr: bytes, gpt: bytes) -> None:
     """Each byte of the tables inverted, one after the other: a plan, or the error that says why not."""
     for content, places in (
         (mbr, (*range(440, 512), *range(2 * MIB + 446, 2 * MIB + 512))),
-        (gpt, range(512, 1600)),
+        (gpt, range(512, 1600, 3)),
     ):
         for at in places:
             broken = bytearray(content)

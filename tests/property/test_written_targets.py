@@ -171,7 +171,7 @@ def test_a_target_becomes_the_source_and_a_second_delta_writes_nothing(case: Cas
 
 
 @given(cases(), st.integers(0, 60), st.integers(0, 40), st.booleans(), st.booleans(), st.booleans())
-@settings(max_examples=120)
+@settings(max_examples=70)
 def test_a_killed_run_is_known_and_the_next_one_finishes_it(
     case: Case, first: int, second: int, delta: bool, power: bool, meddle: bool
 ) -> None:
@@ -219,7 +219,7 @@ def whole(case: Case, disk: Disk) -> bool:
 
 
 @given(cases(), cases())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_a_vouched_target_is_not_read_again_but_for_a_sample(case: Case, other: Case) -> None:
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder, "record")
