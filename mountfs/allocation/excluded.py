@@ -86,8 +86,8 @@ def find_excluded(
 ) -> ExcludedFiles:
     """Find the files of a disk that are left out of an image, at this moment.
 
-    ``free`` is what was found of its free space at the same moment. Never raises a `MountfsError`: a volume that
-    cannot be looked through keeps all its files, and a warning says so where patterns were given.
+    ``free`` is what was found of its free space at the same moment. Never raises a `MountfsError`: a volume
+    that cannot be looked through keeps all its files, and a warning says so where patterns were given.
     """
     tree = DiskTree(Slice(device, 0, device.size), drivers, sector_size=sector_size)
     try:
