@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from engine.backup import BackupOptions, backup
-from imageformat.extent import ExtentKind
 from imageformat.layer import ImageType
+from imageformat.leftout import excluded_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -68,17 +68,13 @@ def convert_points(
                     replace(options, type=kind, any_source=True),
                     origin=_origin(point, point.info, writer),
                     parent=parent,
-                    excluded=() if _has_excluded(view) else None,
+                    excluded=() if excluded_bytes(view) else None,
                     report=_reporter(report, point),
                     clock_ns=_fixed(point.info.created_ns),
                 )
             there = _point_of(repository, set_name, result)
         parent = there
         yield Conversion(point, result)
-
-
-def _has_excluded(view: ImageView) -> bool:
-    return any(extent.kind is ExtentKind.EXCLUDED for extent in view.extents(0, view.size))
 
 
 def _reporter(

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from imageformat.extent import ExtentKind
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from imageformat.device import BlockDevice
     from imageformat.layer import ImageInfo
 
 EXCLUDED_KEY = "excluded"
@@ -63,6 +66,12 @@ def left_out_files(info: ImageInfo) -> tuple[LeftOut, ...]:
         and isinstance(entry[1], str)
         and all(isinstance(value, int) and value >= 0 for value in (entry[0], *entry[2:]))
     )
+
+
+def excluded_bytes(device: BlockDevice) -> int:
+    """Return how many bytes of a disk were left out with files; read from the index alone."""
+    extents = device.extents(0, device.size)
+    return sum(extent.length for extent in extents if extent.kind is ExtentKind.EXCLUDED)
 
 
 def why_left_out(info: ImageInfo, offset: int) -> str:

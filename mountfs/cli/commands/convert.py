@@ -17,6 +17,7 @@ from engine.restore import restore
 from imageformat.errors import DestinationError, UsageError
 from imageformat.formats import image_formats
 from imageformat.layer import DiskSource, ImageFormat, WrittenImage
+from imageformat.leftout import excluded_bytes
 from imageformat.repository import Access, Point, Repository
 from imageformat.selection import place_names, problem_error
 from imageformat.storage.local import LocalStorage
@@ -94,6 +95,9 @@ def run(
             raise UsageError("--set names a set of native images; leave it out, or use --to mfi")
         chosen = session.location.point(name.selector)
         view = session.view(chosen, disk=disk_of(chosen, disk))
+        excluded = excluded_bytes(view)
+        if excluded:
+            out.warning(f"{format_size(excluded)} of files that were left out of the image become zeros")
         if wanted == RAW:
             made = _to_raw(out, view, target, threads)
         else:
