@@ -104,11 +104,7 @@ def test_every_option_of_a_step_exists(step: Step) -> None:
         for info in getattr(parameter.annotation, "__metadata__", ()):
             known.update(name for name in (info.default, *(info.param_decls or ())) if isinstance(name, str))
     used = {word for word in step.words if word.startswith("--")}
-    assert used - _TO_COME <= known
-
-
-_TO_COME: set[str] = {"--snapshot", "--before", "--after", "--changed", "--rescue"}
-"""Options of steps that a plan has only when it asks for them."""
+    assert used <= known
 
 
 def _exists(command: str) -> bool:
