@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import xxhash
 
 from engine.merge import finish_removal
+from engine.proving import LEDGER_SUFFIX
 from imageformat.errors import (
     DestinationError,
     LockedError,
@@ -182,6 +183,10 @@ def _parents_first(points: Sequence[Point]) -> list[Point]:
     return list(ordered.values())
 
 
+_OF_THIS_COPY = (".journal", LEDGER_SUFFIX)
+"""Files that say something of the very place where they lie."""
+
+
 def _companions(
     source: ImageSet, files: Sequence[ObjectInfo], there: Mapping[str, int]
 ) -> Iterator[CopyItem]:
@@ -189,7 +194,7 @@ def _companions(
     if any(point.is_foreign for point in source.points):
         points = {point.key for point in source.points}
         for entry in files:
-            if entry.key not in points and not entry.key.endswith(".journal") and entry.key not in there:
+            if entry.key not in points and not entry.key.endswith(_OF_THIS_COPY) and entry.key not in there:
                 yield CopyItem(entry.key, entry.size, None)
 
 

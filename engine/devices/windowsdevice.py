@@ -11,6 +11,7 @@ from engine.devices.facts import SourceIdentity
 from imageformat.device import check_range
 from imageformat.errors import (
     AccessDeniedError,
+    BadSectorError,
     DestinationError,
     DestinationReadOnlyError,
     SourceReadError,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _PIECE = 1 << 20
 """Bytes asked for at once: a multiple of every sector size."""
 _ALLOW_EXTENDED_DASD_IO = 0x00090083
+_BAD = frozenset({23, 27, 1117})
+"""ERROR_CRC, ERROR_SECTOR_NOT_FOUND, ERROR_IO_DEVICE."""
 _GONE = frozenset({2, 21, 31, 55, 1112, 1167})
 """ERROR_FILE_NOT_FOUND, NOT_READY, GEN_FAILURE, DEV_NOT_EXIST, NO_MEDIA_IN_DRIVE, DEVICE_NOT_CONNECTED."""
 _DENIED, _WRITE_PROTECTED = 5, 19
@@ -127,7 +130,8 @@ class WindowsSource(_Sectors):
             return SourceReadError(f"{where}: it ends there, but had {self.size} bytes when it was opened")
         if windows.error_code(at.error) in _GONE:
             return SourceReadError(f"{where}: the device is gone; was it unplugged?")
-        return SourceReadError(f"cannot read {where}: {at.error.strerror}; the medium may be failing")
+        kind = BadSectorError if windows.error_code(at.error) in _BAD else SourceReadError
+        return kind(f"cannot read {where}: {at.error.strerror}; the medium may be failing")
 
 
 class WindowsTarget(_Sectors):

@@ -10,7 +10,7 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import engine.snapshots
 from engine.devices import ioctl
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from imageformat.extent import Extent
 
 AUTO, NONE = "auto", "none"
+_Read = TypeVar("_Read", bytes, memoryview)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +82,29 @@ class PictureSource:
             SnapshotError: it is no longer the picture of one moment.
             SourceReadError: as of the source; the snapshot still stands.
         """
+        return self._while_it_stands(self._opened.lend, offset, size)
+
+    def _while_it_stands(self, read: Callable[[int, int], _Read], offset: int, size: int) -> _Read:
         try:
-            lent = self._opened.lend(offset, size)
+            data = read(offset, size)
         except SourceReadError as error:
             reason = self._picture.ended() or self._plugin.lost(self._entry.facts)
             if reason is not None:
                 raise SnapshotError(f"{self.identity.path}: {reason}") from error
             raise
         self._check()
-        return lent
+        return data
+
+    @property
+    def smallest_read(self) -> int:
+        """See `engine.rescue.SectorReader.smallest_read`."""
+        return self._opened.smallest_read if isinstance(self._opened, OpenSource) else self.sector_size
+
+    def read_sectors(self, offset: int, size: int) -> bytes:
+        """See `engine.rescue.SectorReader.read_sectors`; raises as `lend`."""
+        if not isinstance(self._opened, OpenSource):
+            return self.pread(offset, size)
+        return self._while_it_stands(self._opened.read_sectors, offset, size)
 
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
         """See `SourceDevice.extents`."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from engine.devices.source import SourceDevice, open_source
+from engine.rescue import SectorReader
 from engine.snapshots import freeze, taking
 from engine.snapshots.freezing import frozen
 from imageformat.errors import SnapshotError
@@ -243,6 +244,8 @@ def test_an_image_file_is_imaged_as_it_was_at_one_moment(sharing: Path, tmp_path
         until(lambda: counter.read_text() != stood, "the writer does not go on")
         assert digest(still) == first
         assert digest(source) != first
+        assert isinstance(still, SectorReader)
+        assert still.read_sectors(MIB, 4096) == still.pread(MIB, 4096), "for bad sectors, past the cache"
         assert sorted(path.name for path in sharing.iterdir()) == ["vm.img"], "the copy has no name"
         still.close()
         assert list(folder.iterdir()) == []

@@ -160,6 +160,7 @@ def test_broken_points_are_left_out_and_named() -> None:
 def test_locked_images_of_other_tools_are_copied_with_what_lies_beside_them() -> None:
     locked = point(1, kind="vmdk", problem=Problem("LockedError", "needs a password"))
     listed = [ObjectInfo("s/0001-flat.vmdk", 5, ""), *files(locked), ObjectInfo("s/merge-new.journal", 5, "")]
+    listed.append(ObjectInfo("s/ledger-7.proven", 5, ""))
     plan = plan_copy(image_set(locked), listed, image_set(), [])
     assert [item.key for item in plan.items] == ["s/0001-flat.vmdk", locked.key]
     again = plan_copy(image_set(locked), listed, image_set(locked), listed)

@@ -17,9 +17,9 @@ from engine.devices.windowsdevice import WindowsSource, WindowsTarget
 from engine.restore import restore
 from imageformat.cache import BlockCache
 from imageformat.errors import (
+    BadSectorError,
     DestinationReadOnlyError,
     MountfsError,
-    SourceReadError,
     TargetHoldsImageError,
     TargetInUseError,
     UsageError,
@@ -171,7 +171,7 @@ def test_a_sector_that_cannot_be_read_is_named(machine: WindowsMachine) -> None:
     machine.bad.add(3 * MIB + 7)
     source = WindowsSource.open(machine, STICK)
     assert source.pread(0, 3 * MIB) == noise(3, 4 * MIB)[: 3 * MIB]
-    with pytest.raises(SourceReadError, match=rf"at byte {3 * MIB} \(sector {3 * MIB // 512}\)"):
+    with pytest.raises(BadSectorError, match=rf"at byte {3 * MIB} \(sector {3 * MIB // 512}\)"):
         source.pread(3 * MIB, 512)
     source.close()
 
