@@ -67,13 +67,8 @@ class Wanted:
     """What the user said of it."""
     next_bitmap: str = ""
     """The dirty bitmap that was begun with this picture of the disk."""
-    marks: tuple[Mark | None, ...] = ()
-    """Of the images of the set, the newest last."""
-
-    @property
-    def last_mark(self) -> Mark | None:
-        """Of the newest image of the set."""
-        return self.marks[-1] if self.marks else None
+    marks: Callable[[], tuple[Mark | None, ...]] = tuple
+    """Returns those of the images of the set, the newest last; reads the set."""
 
 
 @dataclass(frozen=True, slots=True)

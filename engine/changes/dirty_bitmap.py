@@ -74,7 +74,7 @@ def _open(wanted: Wanted) -> DirtyBitmap:
     name = wanted.next_bitmap
     if len(name.encode()) > _MAX_NAME:
         raise UsageError(f"--next-bitmap: the name of a bitmap has at most {_MAX_NAME} bytes")
-    if name and any(mark is not None and mark.get("bitmap") == name for mark in wanted.marks):
+    if name and any(mark is not None and mark.get("bitmap") == name for mark in wanted.marks()):
         raise UsageError(
             f"--next-bitmap {name}: an image of this set began with a bitmap of that name already; begin one "
             "of a new name with each picture, or what changed in between is lost"

@@ -145,8 +145,11 @@ def _opened(wanted: Wanted) -> Reflinks:
 
 def _suits(wanted: Wanted) -> bool:
     """It leaves a file beside the source, so it goes on by itself only where it was asked for once."""
-    asked = wanted.last_mark is not None and wanted.last_mark.get("tracker") == NAME
-    return asked and _can_be(wanted)
+    if not _can_be(wanted):
+        return False
+    marks = wanted.marks()
+    last = marks[-1] if marks else None
+    return last is not None and last.get("tracker") == NAME
 
 
 PLUGIN = ChangeProvider(NAME, _opened, _suits)

@@ -49,7 +49,9 @@ class Imaged:
     def back_up(self, url: str, begun: str, seed: int, samples: int = 16) -> BackupResult:
         with closing(Repository(LocalStorage(self.place))) as repository, closing(open_any(url)) as device:
             marks = marks_of(repository.image_set("disk0"))
-            tracker = open_tracker("dirty-bitmap", lambda name: Wanted(device, "here", name, begun, marks))
+            tracker = open_tracker(
+                "dirty-bitmap", lambda name: Wanted(device, "here", name, begun, lambda: marks)
+            )
             source = Counted(device)
             result = backup(
                 source,

@@ -11,7 +11,7 @@ import typer
 
 from engine.adopt import adopt
 from engine.backup import BackupOptions, BackupProgress, BackupResult, backup
-from engine.changes import ChangeTracker, Wanted, open_tracker
+from engine.changes import ChangeTracker, Mark, Wanted, open_tracker
 from engine.changes.knowledge import Tracking, marks_of
 from engine.devices.backing import holds
 from engine.devices.ratelimit import RateLimited
@@ -254,7 +254,10 @@ def run(
 def _tracker(
     choice: str, next_bitmap: str, device: SourceDevice, repository: Repository, name: str
 ) -> ChangeTracker | None:
-    marks = marks_of(repository.image_set(name))
+
+    def marks() -> tuple[Mark | None, ...]:
+        return marks_of(repository.image_set(name))
+
     place = f"{repository.storage.url}/{name}"
     tracker = open_tracker(choice, lambda parameter: Wanted(device, place, parameter, next_bitmap, marks))
     if next_bitmap and (tracker is None or tracker.name != "dirty-bitmap"):
