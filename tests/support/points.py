@@ -68,7 +68,10 @@ class Kept:
     def check_nothing_else(self) -> None:
         """No file of the set has a name that it should not have."""
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            known = path.suffix in {".mfi", ".part", ".journal"} or path.name in {".lock", ".catalog.json"}
+            known = path.suffix in {".mfi", ".part", ".journal", ".proven"} or path.name in {
+                ".lock",
+                ".catalog.json",
+            }
             assert known, f"what is {path}?"
             assert path.suffix != ".part" or path.name.startswith("."), f"{path} can be seen unfinished"
 
