@@ -19,11 +19,11 @@ venv:
 packages:
 	@.ci/setup packages
 
-test: setup ## Run the tests; JOBS=2 ARGS="-k name" COVERAGE=0
+test: setup ## Run the tests; JOBS=2 ARGS="-k name" COVERAGE=1
 	@.ci/test $(ARGS)
 
 test-nightly: setup ## Run all tests, also the slow ones
-	@.ci/test -m "nightly or not nightly" $(ARGS)
+	@COVERAGE=$${COVERAGE:-1} .ci/test -m "nightly or not nightly" $(ARGS)
 
 lint: venv ## Check style, types, imports and the layout of the repository
 	@.venv/bin/python -m ruff check .

@@ -21,6 +21,7 @@ from imageformat.codec import digest
 from imageformat.errors import (
     AccessDeniedError,
     AmbiguousNameError,
+    BadSectorError,
     ChainCycleError,
     CorruptImageError,
     DestinationError,
@@ -267,10 +268,10 @@ def test_a_source_that_fails_in_the_middle(tmp_path: Path) -> None:
     mountfs("backup", disk, tmp_path / "repo", "--set", "s")
     with loop_device(disk) as device:
         os.truncate(disk, 3 * MIB)
-        line = refused(SourceReadError, "backup", device, tmp_path / "repo", "--set", "s")
-    assert device in line
+        line = refused(BadSectorError, "backup", device, tmp_path / "repo", "--set", "s")
+    assert "--rescue" in line
     assert len(list((tmp_path / "repo" / "s").glob("*.mfi"))) == 1
-    assert leftovers(tmp_path) == []
+    assert all(name.endswith(".resume.part") for name in leftovers(tmp_path))
     mountfs("verify", tmp_path / "repo")
     refused(SourceReadError, "backup", tmp_path, tmp_path / "repo")
 
@@ -292,7 +293,8 @@ def test_a_full_destination(made: Path, small: Path, tmp_path: Path) -> None:
     mountfs("backup", disk, small / "repo")
     disk.write_bytes(os.urandom(2 * MIB))
     assert "no space" in refused(DestinationFullError, "backup", disk, small / "repo")
-    assert leftovers(small) == []
+    (kept,) = leftovers(small)
+    assert kept.endswith(".resume.part"), "for the next run"
     refused(DestinationFullError, "restore", f"{made}/repo/disk", small / "out.img")
     assert not (small / "out.img").exists()
     fill = subprocess.run(["dd", "if=/dev/zero", f"of={small}/ballast"], capture_output=True, check=False)
@@ -429,7 +431,9 @@ def test_nobody_reads_on(made: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("delay", [0.0, 0.3, 0.6])
-def test_an_interrupted_backup_leaves_nothing(tmp_path: Path, number: int, delay: float) -> None:
+def test_an_interrupted_backup_leaves_only_what_the_next_goes_on_with(
+    tmp_path: Path, number: int, delay: float
+) -> None:
     disk = tmp_path / "disk.img"
     disk.write_bytes(os.urandom(48 * MIB))
     command = command_line("backup", disk, tmp_path / "repo", "--level", "19", "--threads", "1")
@@ -447,5 +451,8 @@ def test_an_interrupted_backup_leaves_nothing(tmp_path: Path, number: int, delay
     assert err.count("mountfs: error:") == 1
     assert "Traceback" not in err
     assert list((tmp_path / "repo").rglob("*.mfi")) == []
-    assert leftovers(tmp_path) == []
+    assert all(name.endswith(".resume.part") for name in leftovers(tmp_path))
     mountfs("list", tmp_path / "repo", code=NotFoundError.exit_code)
+    mountfs("backup", disk, tmp_path / "repo")
+    mountfs("verify", tmp_path / "repo")
+    assert leftovers(tmp_path) == []

@@ -199,7 +199,7 @@ def test_a_second_clone_writes_what_changed(tmp_path: Path, forget: bool) -> Non
         shutil.rmtree(Path(os.environ["TMPDIR"], "state", "mountfs", "targets"))
     told = clone(disk, target, "--delta", "--json").facts
     assert used // 200 < told["written"] + told["zeroed"] <= used * 12 // 1000, told
-    assert (told["compared"] < used // 2) is not forget, "only a sample of the target is read"
+    assert (told["compared"] < used * 3 // 4) is not forget, "only a sample of the target is read"
     assert guids(target) == ids, "the clone stays the same disk"
     check_table(target)
     run("e2fsck", "-fn", cut_out(target, part, tmp_path / "cloned"))

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from mountfs.tree import FileTree, Node
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("btrfs")]
 
 
 @dataclass(frozen=True)

@@ -309,7 +309,8 @@ def test_a_point_restored_to_a_disk_is_the_source(history: History, tmp_path: Pa
     target.write_bytes(b"")
     os.truncate(target, 168 * MIB)
     with loop_device(target) as device:
-        mountfs("restore", "--yes", "--verify", f"{history.repository}/disk@2", device)
+        mark = ("--target-serial", str(168 * MIB))
+        mountfs("restore", *mark, "--verify", f"{history.repository}/disk@2", device)
     run("cmp", "--bytes", str(160 * MIB), target, history.copies[2])
 
 

@@ -148,6 +148,7 @@ def version_4(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path,
     return {kind: (path, pickle.loads(Path(f"{path}.truth").read_bytes())) for kind, path in volumes.items()}
 
 
+@pytest.mark.xdist_group("user-mode-linux")
 @pytest.mark.parametrize("kind", VERSION_4)
 def test_version_4_is_what_user_mode_linux_shows(
     kind: str, version_4: dict[str, tuple[Path, Entries]]
@@ -357,6 +358,7 @@ def dirty_4(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, E
     }
 
 
+@pytest.mark.xdist_group("user-mode-linux")
 @pytest.mark.parametrize("kind", ["usual", "512-byte blocks", "oldest"])
 def test_the_journal_of_version_4_is_replayed(kind: str, dirty_4: dict[str, tuple[Path, Entries]]) -> None:
     path, truth = dirty_4[kind]

@@ -13,6 +13,8 @@ from support.content import mixture, noise
 from support.points import Kept, digest_of
 from support.product import mounted, mountfs
 
+pytestmark = pytest.mark.xdist_group("long chain")
+
 DISK, BLOCK = 3 << 20, 4096
 """Three pages of the index, most of which are an older image's at any point."""
 FEW_FILES = 64

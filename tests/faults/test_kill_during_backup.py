@@ -111,7 +111,13 @@ def images(kept: Kept) -> list[Path]:
     return sorted(kept.folder.glob("*.mfi")) if kept.folder.exists() else []
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in {"first full", "incremental"} else [pytest.mark.nightly])
+        for name in SCENARIOS
+    ],
+)
 def test_a_killed_backup_loses_nothing(tmp_path: Path, name: str) -> None:
     scenario = SCENARIOS[name]
     kept = prepared(tmp_path / "kept", scenario)

@@ -14,12 +14,11 @@ from mountfs.allocation.disk import read_allocation
 from mountfs.allocation.excluded import find_excluded
 from mountfs.allocation.ext import structures
 from mountfs.excludes import parse_pattern
-from mountfs.session import file_system_drivers
+from mountfs.session import drivers_of
 from support.disks import MIB
 from support.requirements import require_tool, run
 
 SIZE = 4 * MIB
-DRIVERS = file_system_drivers()
 PATTERNS = (parse_pattern("*.iso"), parse_pattern("folder/**"))
 changes = st.lists(
     st.tuples(st.integers(0, 3), st.integers(0, 1 << 20), st.binary(min_size=1, max_size=8)), max_size=5
@@ -54,7 +53,7 @@ def test_damage_leaves_out_files_or_nothing(volume: bytes, changes: list[tuple[i
         raw[at : at + len(piece)] = piece
     device = MemoryDevice(bytes(raw))
     free = read_allocation(device)
-    found = find_excluded(device, free, PATTERNS, DRIVERS)
+    found = find_excluded(device, free, PATTERNS, drivers_of)
     assert sum(entry.size for entry in found.found) == found.extents.total
     if not changes:
         assert sum(entry.files for entry in found.found) == 4

@@ -23,7 +23,8 @@ def options_of(command: str) -> set[str]:
     for parameter in inspect.signature(run).parameters.values():
         for info in getattr(parameter.annotation, "__metadata__", ()):
             names = (getattr(info, "default", ""), *(getattr(info, "param_decls", ()) or ()))
-            found.update(name for name in names if isinstance(name, str) and name.startswith("-"))
+            words = [word for name in names if isinstance(name, str) for word in name.split("/")]
+            found.update(word for word in words if word.startswith("-"))
     return found
 
 
