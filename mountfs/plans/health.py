@@ -69,6 +69,8 @@ class CopyFacts:
     """Whether it has the newest points."""
     problem: str = ""
     """Why it does not count."""
+    unasked: str = ""
+    """Why it was not asked, and the last run is believed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,6 @@ network = true
 [backup]
 level = 7
 before = ["systemctl", "stop", "my db"]
-verify = "file"
 
 [retention]
 daily = 7
@@ -110,8 +109,8 @@ MISTAKES = [
     (SMALL + '"limits" . "nice" = true\n', "4:1", "a whole number"),
     (SMALL + "[timing]\njitter = '10 minutes'\n", "5:1", "'10 minutes' is no span of time"),
     (SMALL + "[timing]\n  catch_up = 'yes'\n", "5:3", "true or false"),
-    (SMALL + "[retention]\nwithin = '5min'\n", "5:1", "shorter than what retention counts in"),
-    (SMALL + "[verify]\nbudget = 'all'\n", "5:1", "neither a size nor a span"),
+    (SMALL + "[retention]\nwithin = '5 minutes'\n", "5:1", "no span of time"),
+    (SMALL + "[verify]\nbudget = 'all'\n", "5:1", "'all' is no budget"),
     (SMALL + '[notify]\nurls = ["a\\u0007"]\n', "5:1", "no text on one line"),
     (SMALL + "[notify]\non = 'never'\n", "5:1", 'one of "failure", "warning", "always"'),
     (SMALL + "zone = 'Europe/Berlinn'\n", "4:1", "no time zone known here"),
@@ -132,7 +131,7 @@ MISTAKES = [
     (SMALL.replace('["/dev', '["/a/x.img", "/b/x.raw", "/dev'), "1:24", "two sources have the set 'x'"),
     (SMALL.replace("ata-X", "@"), "1:12", "cannot name a set"),
     (SMALL + "[clone]\nsource = '/a'\ntarget = '/b'\nserial = 's'\n", "1:1", "belongs to a plan that images"),
-    ("[clone]\nsource = '/a'\ntarget = '/b'\n", "1:2", "lacks 'serial'"),
+    ("[clone]\nsource = '/a'\ntarget = '/dev/b'\n", "1:2", "lacks 'serial'"),
     ("x = [\n", "2:1", "Invalid value"),
     (SMALL + "description = " + "[" * 9000 + "]" * 9000, "", ""),
 ]

@@ -38,7 +38,6 @@ every = "day"
 level = 5
 snapshot = "auto"
 before = ["stop", "my db"]
-verify = "file"
 rescue = true
 [retention]
 daily = 7
@@ -47,6 +46,7 @@ free = "10%"
 pin = ["1"]
 merge = true
 [verify]
+each = "file"
 budget = "20GiB"
 [hooks]
 before = ["first", "second"]
@@ -70,8 +70,8 @@ LIMITED = "nice -n 10 ionice -c 3 "
 
 def test_a_plan_is_the_commands_that_one_would_type() -> None:
     options = (
-        "--exclude /swapfile{} --level 5 --snapshot auto --before 'stop '\"'\"'my db'\"'\"'' --verify file "
-        "--rescue --threads 2 --rate-limit 20"
+        "--exclude /swapfile{} --level 5 --snapshot auto --before 'stop '\"'\"'my db'\"'\"'' --rescue "
+        "--verify file --threads 2 --rate-limit 20"
     )
     kept = "--keep-daily 7 --keep-within 3d --free 10% --zone Europe/Berlin --pin 1 --merge --yes"
     assert [step.typed for step in steps_of(WHOLE, "diff")] == [
