@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,7 +30,13 @@ if TYPE_CHECKING:
     from imageformat.errors import MountfsError
     from mountfs.cli.render import Renderer
     from mountfs.plans.model import Plan
+    from mountfs.plans.steps import Step
     from mountfs.plans.times import Due
+
+
+_WIDTH = 100
+_ROOM = 16
+"""For the value of an option."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +146,7 @@ def listing(given: Given) -> int:
         what = ", ".join(_sources(plan))
         where = plan.clone.target if plan.clone else plan.repository
         rows.append((plan.name, last, what, where))
-        told.append({"plan": plan.name, "file": str(file), "last": last, "what": what, "where": where})
+        told.append({"plan": plan.name, "file": str(plan.path), "last": last, "what": what, "where": where})
     told.sort(key=lambda entry: entry["plan"])
     given.out.result({"folder": str(given.folder), "plans": told})
     if rows:
@@ -186,9 +193,26 @@ def _check(given: Given, plan: Plan) -> None:
     for type_, steps in runs.items():
         out.line(f"{plan.name}, {type_}:")
         for step in steps:
-            out.line(f"    {step.typed}")
+            for line in wrapped(step):
+                out.line(f"    {line}")
     for entry in coming:
         out.line(f"{plan.name}: next run {shown_time(entry.since)}, {entry.type}")
+
+
+def wrapped(step: Step) -> list[str]:
+    """Return the line of a step in lines that a screen can hold, and that a shell still takes as one."""
+    if step.shell:
+        return step.typed.splitlines()
+    first, *rest = (*step.prefix, *step.words)
+    lines = [shlex.quote(first)]
+    for word in rest:
+        longer = f"{lines[-1]} {shlex.quote(word)}"
+        if word.startswith("--") and len(longer) + _ROOM > _WIDTH:
+            lines[-1] += " \\"
+            lines.append(f"    {word}")
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def types_of(plan: Plan) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,12 +58,9 @@ def set_facts(plan: Plan, now: int) -> list[SetFacts]:
 
 
 def _facts(place: str, set_name: str, now: int, within: int) -> SetFacts:
-    repository = _opened(place)
-    try:
+    with closing(_opened(place)) as repository:
         image_set = repository.image_set(set_name)
         return facts_of_set(image_set, standing(repository.storage, image_set)[0], now, within)
-    finally:
-        repository.close()
 
 
 def _opened(place: str) -> Repository:
@@ -142,22 +140,24 @@ def _lack(plan: Plan, to: str, now: int) -> str:
     """Say what a place lacks of what the repository has; empty when nothing.
 
     Raises:
-        MountfsError: one of both cannot be read.
+        MountfsError: it cannot be read.
     """
-    ours, theirs = _opened(plan.repository), _opened(to)
-    try:
-        for source in plan.sources:
-            places = {plan.repository: ours.image_set(source.set), to: theirs.image_set(source.set)}
-            points = points_at(places)
-            held = _newest(points, to)
-            if held is None:
-                return f"it has no sound point of {source.set}"
-            if _is_old(held, _newest(points, plan.repository) or 0, plan, now):
-                return f"it lacks the newest points of {source.set}"
-    finally:
-        ours.close()
-        theirs.close()
+    for source in plan.sources:
+        places = {to: _set_at(to, source.set)}
+        with suppress(MountfsError):  # the copy is there nevertheless
+            places[plan.repository] = _set_at(plan.repository, source.set)
+        points = points_at(places)
+        held = _newest(points, to)
+        if held is None:
+            return f"it has no sound point of {source.set}"
+        if _is_old(held, _newest(points, plan.repository) or 0, plan, now):
+            return f"it lacks the newest points of {source.set}"
     return ""
+
+
+def _set_at(place: str, name: str) -> ImageSet:
+    with closing(_opened(place)) as repository:
+        return repository.image_set(name)
 
 
 def _newest(points: Sequence[PointCopies], place: str) -> int | None:

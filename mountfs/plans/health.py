@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from mountfs.plans.times import due, late_since, next_runs
+from mountfs.plans.times import due, for_people, late_since, next_runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,7 +123,7 @@ def judge(
     ended = [record for record in records if record.outcome != "running"]
     findings = [
         *_run_findings(ended),
-        *([Finding(Trouble.LATE, "a run is late")] if late is not None else []),
+        *([Finding(Trouble.LATE, f"late: due since {for_people(late, plan.zone)}")] if late is not None else []),
         *_set_findings(sets, plan),
     ]
     if plan.clone is None:
@@ -170,9 +170,9 @@ def _set_findings(sets: Sequence[SetFacts], plan: Plan) -> list[Finding]:
 def _copy_findings(plan: Plan, copies: int, media: Sequence[str], offsite: int) -> list[Finding]:
     goals, found = plan.goals, []
     if copies < goals.copies:
-        found.append(f"{copies} of {goals.copies} copies")
+        found.append(f"{copies} of {goals.copies} copies that there should be, the source counted")
     if len(media) < goals.media:
-        found.append(f"{len(media)} of {goals.media} kinds of media")
+        found.append(f"{len(media)} of {goals.media} kinds of media that the copies should lie on")
     if offsite < goals.offsite:
-        found.append(f"{offsite} of {goals.offsite} off-site")
+        found.append(f"{offsite} of {goals.offsite} copies that should be off-site")
     return [Finding(Trouble.COPIES, said) for said in found]

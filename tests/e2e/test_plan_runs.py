@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from support import sshd
 from support.content import noise
+from support.kernel import loop_device
 from support.product import Ran, environment, finish, mountfs, start
 from support.requirements import require_tool
 
@@ -377,3 +380,100 @@ def test_a_failure_is_notified_and_its_secret_is_nowhere(place: Place) -> None:
     for path in place.state.rglob("*"):
         assert path.is_dir() or secret.encode() not in path.read_bytes()
     assert Path(tempfile.gettempdir()) in place.folder.parents
+
+
+def test_a_copy_keeps_what_its_own_rules_say(place: Place) -> None:
+    there = place.folder / "there"
+    full = '[[schedule]]\ntype = "full"\nevery = "day"\n'
+    copy = f"[[copies]]\nto = '{there}'\n[copies.retention]\nlast = 1\n"
+    place.plan(full + copy + "[retention]\nlast = 2\n[verify]\neach = 'source'\n")
+
+    def numbers(where: Path) -> list[int]:
+        found = mountfs("list", where, "--json", env=place.env()).facts
+        return [point["number"] for image_set in found["sets"] for point in image_set["points"]]
+
+    for _ in range(2):
+        ran = place.run("plan", "run", "laptop")
+    assert set(outcomes(ran).values()) == {"ok"}
+    assert list(outcomes(ran)) == [
+        "backup disk",
+        f"copy {there}",
+        f"retention disk at {there}",
+        "retention disk",
+    ]
+    assert (numbers(place.repository), numbers(there)) == ([1, 2], [2])
+
+
+def test_a_plan_that_is_not_valid_hides_no_other(place: Place) -> None:
+    place.plan(goals="[status]\ncopies = 1\nmedia = 1\noffsite = 0\n")
+    place.plan("sorces = 3\n" + DAILY, "broken")
+    found = place.run("status", code=80)
+    assert [(plan["plan"], "problem" in plan) for plan in found.facts["plans"]] == [
+        ("broken", True),
+        ("laptop", False),
+    ]
+    assert "broken.toml:3:1: unknown key 'sorces'" in found.err
+    shown = mountfs("status", "--plans", place.plans, code=80, env=place.env())
+    assert b"not valid" in shown.out
+    assert b"laptop" in shown.out
+    assert "laptop" in mountfs("plan", "next", "--plans", place.plans, code=80, env=place.env()).out.decode()
+    assert "broken" not in place.run("status", "laptop", code=87).err
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("device", [True, pytest.param(False, marks=pytest.mark.nightly)])
+def test_a_disk_is_cloned_each_night_and_only_what_changed_is_written(place: Place, *, device: bool) -> None:
+    backing = place.folder / "target.img"
+    backing.write_bytes(bytes(place.disk.stat().st_size))
+    with loop_device(backing) if device else contextlib.nullcontext(backing) as target:
+        words = ["--template", "clone-nightly", "--source", str(place.disk), "--target", str(target)]
+        if device:
+            place.run("plan", "new", "night", *words, code=2)  # nobody is there to be asked for its serial
+            words += ["--target-serial", str(place.disk.stat().st_size)]
+        place.run("plan", "new", "night", *words)
+        first = place.run("plan", "run", "night", "--due").facts
+        assert [step["outcome"] for step in first["steps"]] == ["ok"]
+        assert "--delta" in first["steps"][0]["command"]
+        assert Path(target).read_bytes() == place.disk.read_bytes()
+        assert place.run("plan", "run", "night", "--due").facts["ran"] is False
+        place.change(9)
+        second = place.run("plan", "run", "night").facts
+        assert 0 < second["steps"][0]["result"]["written"] < 1 << 20
+        assert Path(target).read_bytes() == place.disk.read_bytes()
+        place.run("status", "night")
+        if device:
+            plan = place.plans / "night.toml"
+            plan.write_text(plan.read_text().replace(words[-1], "12345"))
+            assert "is not the disk that was demanded" in place.run("plan", "run", "night", code=None).err
+
+
+@pytest.mark.nightly
+def test_a_remote_copy_is_asked_and_only_a_silent_one_is_believed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sshd.use(monkeypatch)
+    there = place.folder / "there"
+    there.mkdir()
+    to = sshd.server().url(there)
+    copy = f"[[copies]]\nto = '{to}'\nmedia = 'nas'\n[copies.retention]\nlast = 1\n"
+    goals = "[status]\ncopies = 2\nmedia = 2\noffsite = 0\nlate_after = '0h'\n"
+    place.plan('[[schedule]]\ntype = "full"\nevery = "year"\n' + copy, goals=goals)
+
+    def status(code: int) -> dict[str, Any]:
+        found: dict[str, Any] = place.run("status", code=code).facts["plans"][0]["places"][2]
+        return found
+
+    ran = place.run("plan", "run", "laptop")
+    assert set(outcomes(ran).values()) == {"ok"}
+    assert (status(0)["current"], status(0)["unasked"]) == (True, "")
+    (image,) = there.rglob("*.mfi")
+    image.rename(there / "hidden")
+    assert status(89)["problem"] == "it has no sound point of disk"
+    silent = socket.create_server(("127.0.0.1", 0))
+    with silent:
+        port = silent.getsockname()[1]
+        for text in (*place.plans.glob("*.toml"), *place.state.rglob("*.json")):
+            text.write_text(text.read_text().replace(f":{to.split(':')[2].split('/')[0]}/", f":{port}/"))
+        believed = status(0)
+    assert believed["current"]
+    assert "no answer within" in believed["unasked"]
