@@ -150,7 +150,9 @@ def listing(given: Given) -> int:
     told.sort(key=lambda entry: entry["plan"])
     given.out.result({"folder": str(given.folder), "plans": told})
     if rows:
-        given.out.table("", (Column("plan"), Column("last run"), Column("what"), Column("where")), sorted(rows))
+        given.out.table(
+            "", (Column("plan"), Column("last run"), Column("what"), Column("where")), sorted(rows)
+        )
     else:
         given.out.line(f"no plans in {given.folder}")
     return 0
@@ -235,10 +237,10 @@ def _doubts(plan: Plan) -> list[str]:
         found.append(f"{plan.repository} is not there now; the first backup makes it")
     if plan.clone is None and not plan.retention.has_rules:
         found.append("no rule of [retention] is given: nothing is ever deleted")
-    for copy in plan.copies:
-        if copy.retention is None or not copy.retention.has_rules:
-            found.append(f"the copy {copy.to} has no retention of its own: nothing is ever deleted there")
-    return found
+    endless = [copy.to for copy in plan.copies if copy.retention is None or not copy.retention.has_rules]
+    return found + [
+        f"{place} has no retention of its own: nothing is ever deleted there" for place in endless
+    ]
 
 
 def _coming(given: Given, plan: Plan, count: int) -> list[Due]:

@@ -71,7 +71,8 @@ def _opened(place: str) -> Repository:
 
 def facts_of_set(image_set: ImageSet, proofs: Standing, now: int, within: int) -> SetFacts:
     """Sum up a set; for ``within`` seconds a proof is new enough, and a point needs none yet."""
-    now_ns, since_ns = now * _SECOND_NS, (now - within) * _SECOND_NS
+    now_ns = (now + 1) * _SECOND_NS - 1  # a proof of this very second is none of the future
+    since_ns = (now - within) * _SECOND_NS
     sound = [
         (point, file)
         for point, file in zip(image_set.points, proofs.files, strict=True)
@@ -221,7 +222,7 @@ def show_status(
     now = int(time.time())
     found = [(plan, *_examined(plan, history, now)) for plan, history in plans]
     rows = {plan.name: _row(plan, sets, health) for plan, sets, _, health in found}
-    told = {plan.name: _result(plan, *entry) for plan, *entry in found}
+    told = {plan.name: _result(plan, sets, copies, health) for plan, sets, copies, health in found}
     for file, error in broken.items():
         rows[file.stem] = (file.stem, "not valid", "-", "-", "", None, None, "-", "-")
         told[file.stem] = {"plan": file.stem, "file": str(file), "problem": str(error)}

@@ -80,6 +80,7 @@ SPAN = Form('a span of time: "30min", "36h", "7d", "4w" or "1y"', _span, '"30min
 KEPT_SPAN = Form(SPAN.wants, _quantity(parse_span), '"7d"')
 PART = Form('a size or a share: "50G", "10%"', _quantity(lambda text: parse_part(text, 100)), '"10%"')
 BUDGET = Form('a size or a span of time: "20GiB", "30min"', _quantity(parse_budget), '"20GiB"')
+RULES = Form("a table with the keys of `[retention]`", lambda value: value, "{ daily = 7 }")
 TIME = Form('a time of day: "02:00"', _time, '"02:00"')
 COMMAND = Form('a command for the shell, or a list of words: ["sync", "-f", "/data"]', _command, '"sync"')
 

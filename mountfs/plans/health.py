@@ -123,7 +123,7 @@ def judge(
     ended = [record for record in records if record.outcome != "running"]
     findings = [
         *_run_findings(ended),
-        *([Finding(Trouble.LATE, f"late: due since {for_people(late, plan.zone)}")] if late is not None else []),
+        *_lateness(late, plan),
         *_set_findings(sets, plan),
     ]
     if plan.clone is None:
@@ -147,6 +147,12 @@ def _run_findings(ended: Sequence[RunRecord]) -> list[Finding]:
     failure = ended[-1].failure
     reason = f" at '{failure.name}': {failure.message}" if failure is not None else ""
     return [Finding(Trouble.FAILED, f"the last run {_was(ended[-1].outcome)}{reason}")]
+
+
+def _lateness(since: int | None, plan: Plan) -> list[Finding]:
+    if since is None:
+        return []
+    return [Finding(Trouble.LATE, f"late: nothing good ran since it was due {for_people(since, plan.zone)}")]
 
 
 def _was(outcome: str) -> str:

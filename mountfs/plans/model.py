@@ -19,6 +19,7 @@ from mountfs.plans.forms import (
     FLAG,
     KEPT_SPAN,
     PART,
+    RULES,
     SPAN,
     TEXT,
     TIME,
@@ -40,20 +41,20 @@ Command = str | tuple[str, ...]
 _DISKS = ("/dev/", "\\\\.\\", "serial=", "wwn=", "size=")
 
 
-def key(form: Form, doc: str, default: Any = REQUIRED, shown: str = "") -> Any:  # noqa: ANN401 (as dataclasses.field)
-    """Return a field that is a key of the file; ``shown`` is its default as the documentation has it."""
-    return dataclasses.field(default=default, metadata={"form": form, "doc": doc, "shown": shown})
+def key(
+    form: Form,
+    doc: str,
+    default: Any = REQUIRED,  # noqa: ANN401 (as dataclasses.field)
+    shown: str = "",
+    of: type | None = None,
+) -> Any:  # noqa: ANN401
+    """Return a field that is a key of the file.
 
-
-def table_key(name: str, of: type, doc: str) -> Any:  # noqa: ANN401 (as dataclasses.field)
-    """Return a field that is a table with the keys of the section ``name``; None when it is not given."""
-    metadata = {
-        "form": Form(f"a table with the keys of `[{name}]`", dict, "{}"),
-        "doc": doc,
-        "shown": "none",
-        "section": of,
-    }
-    return dataclasses.field(default=None, metadata=metadata)
+    ``shown`` is its default as the documentation has it; ``of`` the class of a table within a table.
+    """
+    return dataclasses.field(
+        default=default, metadata={"form": form, "doc": doc, "shown": shown, "section": of}
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +98,8 @@ class Copy:
         TEXT, "What it lies on, in a word of yours; for `status`.", "", '`"disk"`, or of a URL its scheme'
     )
     offsite: bool | None = key(FLAG, "Whether it is in another place.", None, "true for `s3://`, else false")
-    retention: Retention | None = table_key(
-        "retention", Retention, "What is kept there. Without any rule nothing is ever deleted there."
+    retention: Retention | None = key(  # noqa: RUF009 (it makes a field)
+        RULES, "What is kept there. Without any rule nothing is ever deleted there.", None, of=Retention
     )
 
 
@@ -148,7 +149,9 @@ class Backup:
     before: str | tuple[str, ...] | None = key(
         COMMAND, "Run before each backup: to quiet a database. If it fails, nothing is imaged.", None
     )
-    after: str | tuple[str, ...] | None = key(COMMAND, "Run at the end of each backup, however it went.", None)
+    after: str | tuple[str, ...] | None = key(
+        COMMAND, "Run at the end of each backup, however it went.", None
+    )
     changed: str | None = key(
         TEXT,
         "Ask what changed instead of reading all: `auto`, `scan` (read all), or a kind of it.",
@@ -233,7 +236,7 @@ class Clone:
     target: str = key(TEXT, "The disk that is overwritten.")
     serial: str = key(
         TEXT,
-        "Serial number of the target, of a disk that has none its size in bytes: no other disk is ever written.",
+        "Serial number of the target, or its size in bytes if it has none: no other disk is ever written.",
         "",
         "**needed** unless the target is a file",
     )

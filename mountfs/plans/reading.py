@@ -184,8 +184,9 @@ class _Reader:
         self._only_known(path, value, fields)
         found = {}
         for name, field in fields.items():
-            if name in value and "section" in field.metadata:
-                found[name] = self._table((*path, name), value[name], field.metadata["section"])
+            inner = field.metadata["section"]
+            if name in value and inner is not None:
+                found[name] = self._table((*path, name), value[name], inner)
             elif name in value:
                 found[name] = self._value((*path, name), value[name], field.metadata["form"])
             elif field.default is REQUIRED:
@@ -214,7 +215,8 @@ class _Reader:
         if retention != Retention() and not retention.has_rules:
             self._wrong((*path, "retention"), "no rule of it keeps anything; give one, such as daily = 7")
         if retention.free is not None and is_remote(to):
-            self._wrong((*path, "retention", "free"), f"'free' means nothing at {to}: nobody tells what is free")
+            said = f"'free' means nothing at {to}: nobody tells what is free"
+            self._wrong((*path, "retention", "free"), said)
 
     def _value(self, path: KeyPath, value: object, form: Form) -> object:
         try:
@@ -251,6 +253,9 @@ class _Reader:
             self._wrong((), "there is no [[schedule]], and no template that has one")
         for number, entry in enumerate(plan.schedule):
             self._check_entry(("schedule", number), entry, content, cloning=plan.clone is not None)
+        self._check_places(plan)
+
+    def _check_places(self, plan: Plan) -> None:
         names = [source.set for source in plan.sources]
         for number, name in enumerate(names):
             if name in names[:number]:

@@ -138,7 +138,7 @@ MISTAKES = [
     (SMALL + "[[copies]]\nto = '/c'\nretention.daily = '7'\n", "6:1", "a whole number from 0 to"),
     (SMALL + "[[copies]]\nto = '/c'\nretention = 7\n", "6:1", "must be a table"),
     (SMALL + "[[copies]]\nto = '/c'\n[copies.retention]\npin = '1'\n", "6:2", "no rule of it keeps anything"),
-    (SMALL + "[[copies]]\nto = 'sftp://h/c'\n[copies.retention]\nlast = 1\nfree = '1%'\n", "8:1", "what is free"),
+    (SMALL + "[[copies]]\nto = 'sftp://h/c'\n[copies.retention]\nlast = 1\nfree = '1%'\n", "8:1", "is free"),
     (SMALL + "copies = ['/c', { to = '/c/' }]\n", "4:17", "is there already"),
     (SMALL + "copies = '/backups'\n", "4:1", "is there already"),
     ("x = [\n", "2:1", "Invalid value"),

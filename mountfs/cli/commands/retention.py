@@ -28,9 +28,9 @@ from imageformat.storage.places import is_remote
 from mountfs.cli.chart import svg_chart, text_chart
 from mountfs.cli.command import command
 from mountfs.cli.images import parse_name
-from mountfs.quantities import parse_part, parse_size, parse_span
 from mountfs.cli.removal import carry_out
 from mountfs.cli.render import Cell, Column, Renderer, counted, format_size, format_time
+from mountfs.quantities import parse_part, parse_size, parse_span
 from mountfs.session import Session
 
 SIMULATE = "simulate"
