@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 
 _WIDTH = 100
-_ROOM = 16
-"""For the value of an option."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,9 +190,11 @@ def _check(given: Given, plan: Plan) -> None:
             "doubts": doubts,
         }
     )
+    weakest = types_of(plan)[0]
     for type_, steps in runs.items():
-        out.line(f"{plan.name}, {type_}:")
-        for step in steps:
+        known = runs[weakest] if type_ != weakest else ()
+        out.line(f"{plan.name}, {type_}:" if not known else f"{plan.name}, {type_}: as {weakest}, but")
+        for step in (step for step in steps if step not in known):
             for line in wrapped(step):
                 out.line(f"    {line}")
     for entry in coming:
@@ -205,15 +205,19 @@ def wrapped(step: Step) -> list[str]:
     """Return the line of a step in lines that a screen can hold, and that a shell still takes as one."""
     if step.shell:
         return step.typed.splitlines()
-    first, *rest = (*step.prefix, *step.words)
-    lines = [shlex.quote(first)]
-    for word in rest:
-        longer = f"{lines[-1]} {shlex.quote(word)}"
-        if word.startswith("--") and len(longer) + _ROOM > _WIDTH:
-            lines[-1] += " \\"
-            lines.append(f"    {word}")
+    parts: list[str] = []
+    for word in (*step.prefix, *step.words):
+        if word.startswith("--") or not parts:
+            parts.append(shlex.quote(word))
         else:
-            lines[-1] = longer
+            parts[-1] += f" {shlex.quote(word)}"  # an option and its value stay together
+    lines = parts[:1]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) + 3 > _WIDTH:
+            lines[-1] += " \\"
+            lines.append(f"    {part}")
+        else:
+            lines[-1] += f" {part}"
     return lines
 
 

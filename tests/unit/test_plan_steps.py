@@ -143,7 +143,7 @@ def test_a_command_understands_its_step(step: Step) -> None:
 def test_long_lines_are_shown_in_several_that_a_shell_takes_as_one(step: Step) -> None:
     lines = wrapped(step)
     assert shlex.split("\n".join(lines).replace("\\\n", "")) == [*step.prefix, *step.words]
-    assert all(len(line) <= 112 for line in lines)
+    assert all(len(line) <= 100 for line in lines)
 
 
 def test_what_a_plan_says_is_what_the_commands_understand() -> None:
