@@ -251,11 +251,15 @@ def _tell_copy(out: Renderer, plan: Plan, copy: CopyFacts) -> None:
 
 
 def _examined(plan: Plan, history: History, now: int) -> tuple[list[SetFacts], list[CopyFacts], Health]:
-    records = history.records()
+    records, unread = [], ""
+    try:
+        records = history.records()
+    except MountfsError as error:
+        unread = f"its runs cannot be read: {error}"
     sets = set_facts(plan, now)
     copies = list(copy_facts(plan, records, sets, now))
     known_since = int(plan.path.stat().st_mtime)
-    return sets, copies, judge(plan, records, sets, copies, now, known_since)
+    return sets, copies, judge(plan, records, sets, copies, now, known_since, unread)
 
 
 def shown_time(moment: int) -> str:

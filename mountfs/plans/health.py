@@ -24,7 +24,7 @@ class Trouble(enum.IntEnum):
     LATE = 86
     """A run was due, and no good one came in time."""
     UNREADABLE = 87
-    """Its repository cannot be reached, or points of it are damaged."""
+    """Its repository or its past runs cannot be read, or points of it are damaged."""
     UNPROVEN = 88
     """A point was not verified, or too long ago."""
     COPIES = 89
@@ -95,8 +95,12 @@ def judge(
     copies: Sequence[CopyFacts],
     now: int,
     known_since: int,
+    unread: str = "",
 ) -> Health:
-    """Judge a plan by its runs and by what was found of its sets and of all places, the source first."""
+    """Judge a plan by its runs and by what was found of its sets and of all places, the source first.
+
+    ``unread``: why its runs are not known.
+    """
     runs = [record.fact for record in records]
     timing = plan.timing
     at_once = due(
@@ -124,6 +128,7 @@ def judge(
     findings = [
         *_run_findings(ended),
         *_lateness(late, plan),
+        *([Finding(Trouble.UNREADABLE, unread)] if unread else []),
         *_set_findings(sets, plan),
     ]
     if plan.clone is None:

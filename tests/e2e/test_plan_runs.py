@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mountfs.plans.folders import state_folder
 from support import sshd
 from support.content import noise
 from support.kernel import loop_device
@@ -231,6 +232,16 @@ def test_hooks_run_around_all_and_a_failing_one_stops_it(place: Place) -> None:
     assert outcomes(ran) == {"before 1": "failed", "backup disk": "skipped", "failed 1": "ok"}
     assert ran.facts["steps"][0]["message"] == "broken"
     assert "broken" in ran.err
+    seen = f"$MOUNTFS_SET $MOUNTFS_RESULT $(ls {place.repository}/disk | grep -c mfi$) >>{log}'"
+    around = f"[backup]\nbefore = 'echo begin {seen}\nafter = 'echo end {seen}\n[verify]\neach = 'source'\n"
+    place.plan(DAILY + around, "d")
+    log.write_text("")
+    place.run("plan", "run", "d")
+    assert log.read_text() == "begin disk 1\nend disk ok 2\n"
+    place.plan(DAILY + around.replace("echo begin", "exit 5 #"), "d")
+    refused = place.run("plan", "run", "d", code=82)
+    assert outcomes(refused) == {"backup disk": "failed"}
+    assert log.read_text().endswith("end disk failed 2\n")
     place.plan(DAILY + '[hooks]\nbefore = [["no-such-program-here"]]\n', "c")
     assert "cannot be started" in place.run("plan", "run", "c", code=1).facts["steps"][0]["message"]
 
@@ -404,7 +415,7 @@ def test_a_copy_keeps_what_its_own_rules_say(place: Place) -> None:
     assert (numbers(place.repository), numbers(there)) == ([1, 2], [2])
 
 
-def test_a_plan_that_is_not_valid_hides_no_other(place: Place) -> None:
+def test_a_plan_that_is_not_valid_hides_no_other(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.plan(goals="[status]\ncopies = 1\nmedia = 1\noffsite = 0\n")
     place.plan("sorces = 3\n" + DAILY, "broken")
     found = place.run("status", code=80)
@@ -417,7 +428,13 @@ def test_a_plan_that_is_not_valid_hides_no_other(place: Place) -> None:
     assert b"not valid" in shown.out
     assert b"laptop" in shown.out
     assert "laptop" in mountfs("plan", "next", "--plans", place.plans, code=80, env=place.env()).out.decode()
-    assert "broken" not in place.run("status", "laptop", code=87).err
+    monkeypatch.setenv("MOUNTFS_STATE", str(place.state))
+    runs = state_folder(place.plans) / "laptop"
+    runs.parent.mkdir(parents=True)
+    runs.write_bytes(b"no folder")
+    told = place.run("status", "laptop", code=87).err
+    assert "its runs cannot be read" in told
+    assert "broken" not in told
 
 
 @pytest.mark.root
