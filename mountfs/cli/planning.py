@@ -241,6 +241,8 @@ def _doubts(plan: Plan) -> list[str]:
         found.append(f"{plan.repository} is not there now; the first backup makes it")
     if plan.clone is None and not plan.retention.has_rules:
         found.append("no rule of [retention] is given: nothing is ever deleted")
+    if plan.retention.merge and plan.copies:
+        found.append("merging makes a chain anew: a run after it sends the whole chain to each copy again")
     endless = [copy.to for copy in plan.copies if copy.retention is None or not copy.retention.has_rules]
     return found + [
         f"{place} has no retention of its own: nothing is ever deleted there" for place in endless

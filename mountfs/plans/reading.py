@@ -214,6 +214,11 @@ class _Reader:
         """Refuse rules that could never do anything, or that nobody can follow at that place."""
         if retention != Retention() and not retention.has_rules:
             self._wrong((*path, "retention"), "no rule of it keeps anything; give one, such as daily = 7")
+        if retention.merge:
+            said = (
+                "'merge' makes points anew, and each run would copy all of them again; merge in [retention]"
+            )
+            self._wrong((*path, "retention", "merge"), said)
         if retention.free is not None and is_remote(to):
             said = f"'free' means nothing at {to}: nobody tells what is free"
             self._wrong((*path, "retention", "free"), said)

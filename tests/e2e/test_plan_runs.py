@@ -494,3 +494,18 @@ def test_a_remote_copy_is_asked_and_only_a_silent_one_is_believed(
         believed = status(0)
     assert believed["current"]
     assert "no answer within" in believed["unasked"]
+
+
+@pytest.mark.nightly
+def test_a_copy_of_a_chain_that_is_merged_each_time_does_not_grow(place: Place) -> None:
+    there = place.folder / "there"
+    copy = f"[[copies]]\nto = '{there}'\n[copies.retention]\nlast = 2\nmax_share = 90\n"
+    place.plan(DAILY + copy + "[retention]\nlast = 2\nmerge = true\n")
+    for number in range(7):
+        place.change(number)
+        assert set(outcomes(place.run("plan", "run", "laptop")).values()) == {"ok"}
+        listed = mountfs("list", there, "--json", env=place.env()).facts
+        assert len(listed["sets"][0]["points"]) <= 6
+    assert len(place.points()) == 2
+    mountfs("verify", there, env=place.env())
+    assert place.is_latest()

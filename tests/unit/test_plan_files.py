@@ -18,7 +18,7 @@ from mountfs.plans.positions import key_positions
 from mountfs.plans.reading import MAX_SIZE, check_plan_name, parse_plan, read_plan
 from mountfs.plans.reference import reference
 from mountfs.plans.templates import TEMPLATES
-from mountfs.plans.writing import new_plan
+from mountfs.plans.writing import kept_by_copy, new_plan
 from support.requirements import REPOSITORY
 
 if TYPE_CHECKING:
@@ -139,6 +139,11 @@ MISTAKES = [
     (SMALL + "[[copies]]\nto = '/c'\nretention = 7\n", "6:1", "must be a table"),
     (SMALL + "[[copies]]\nto = '/c'\n[copies.retention]\npin = '1'\n", "6:2", "no rule of it keeps anything"),
     (SMALL + "[[copies]]\nto = 'sftp://h/c'\n[copies.retention]\nlast = 1\nfree = '1%'\n", "8:1", "is free"),
+    (
+        SMALL + "copies = [{ to = '/c', retention = { last = 1, merge = true } }]\n",
+        "4:48",
+        "copy all of them",
+    ),
     (SMALL + "copies = ['/c', { to = '/c/' }]\n", "4:17", "is there already"),
     (SMALL + "copies = '/backups'\n", "4:1", "is there already"),
     ("x = [\n", "2:1", "Invalid value"),
@@ -193,7 +198,7 @@ def test_a_new_plan_is_valid_also_with_all_that_it_has_in_comments(template: str
     plan = parsed(text)
     assert plan.schedule == TEMPLATES[template].schedule
     assert plan.retention == TEMPLATES[template].retention
-    assert [copy.retention for copy in plan.copies] == ([] if clone else [plan.retention])
+    assert [copy.retention for copy in plan.copies] == ([] if clone else [kept_by_copy(plan.retention)])
     assert plan.repository == ("" if clone else '/a "b"')
     whole = re.sub(r"^# (\[|\w+ = )", r"\1", text, flags=re.MULTILINE)
     assert whole != text

@@ -33,7 +33,7 @@ WHOLE = parse_plan(
     """
 sources = ["/dev/disk/by-id/a", { path = "/data/b c.img", exclude = ["*.tmp"] }]
 repository = "/backups/"
-copies = ["/mnt/nas", { to = "s3://b/x/", retention = { last = 3, monthly = 12, merge = true } }]
+copies = ["/mnt/nas", { to = "s3://b/x/", retention = { last = 3, monthly = 12, max_share = 80 } }]
 exclude = ["/swapfile"]
 zone = "Europe/Berlin"
 [[schedule]]
@@ -80,7 +80,7 @@ def test_a_plan_is_the_commands_that_one_would_type() -> None:
         "--exclude /swapfile{} --level 5 --snapshot auto --before 'stop '\"'\"'my db'\"'\"'' "
         "--after 'start db' --changed scan --rescue --verify file --threads 2 --rate-limit 20"
     )
-    there = "--keep-last 3 --keep-monthly 12 --zone Europe/Berlin --merge --yes"
+    there = "--keep-last 3 --keep-monthly 12 --max-share 80 --zone Europe/Berlin --yes"
     kept = "--keep-daily 7 --keep-within 3d --free 10% --zone Europe/Berlin --pin 1 --merge --yes"
     assert [step.typed for step in steps_of(WHOLE, "diff")] == [
         "first",
@@ -155,7 +155,7 @@ def test_what_a_plan_says_is_what_the_commands_understand() -> None:
     assert (made["verify_after"], made["type_"], made["rate_limit"]) == ("file", "diff", 20)
     assert parse_budget(steps["verify a"]["budget"]) == Budget(20 << 30, None)
     there = steps["retention a at s3://b/x/"]
-    assert (there["last"], there["daily"], there["monthly"], there["merge"]) == (3, 0, 12, True)
+    assert (there["last"], there["daily"], there["monthly"], there["max_share"]) == (3, 0, 12, 80)
     assert parse_name(there["place"]).path == "s3://b/x/a"
     verified = {step.kind: understood(step) for step in steps_of(VERIFIED, "full")}
     assert verified["backup"]["verify_after"] == "source"
