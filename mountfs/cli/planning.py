@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imageformat.errors import DestinationError, PlanError, UsageError
+from imageformat.errors import DestinationError, UsageError
 from imageformat.storage.failures import write_error
 from mountfs.cli.planrun import run_plan, show_steps
 from mountfs.cli.render import Column
-from mountfs.cli.standing import show_status
+from mountfs.cli.standing import show_status, shown_time
 from mountfs.plans.folders import find_plan, plan_files, plan_path, plans_folder, state_folder
 from mountfs.plans.history import History
 from mountfs.plans.installed import WAYS, default_way, files_of, install, remove, wake_command
-from mountfs.plans.reading import check_plan_name, parse_plan, read_plan
+from mountfs.plans.model import Clone
+from mountfs.plans.reading import check_plan_name, parse_plan, read_plan, read_plans
 from mountfs.plans.steps import steps_of
 from mountfs.plans.templates import TEMPLATES
 from mountfs.plans.times import as_text, due, next_runs, strength
 from mountfs.plans.writing import new_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from imageformat.errors import MountfsError
     from mountfs.cli.render import Renderer
     from mountfs.plans.model import Plan
+    from mountfs.plans.steps import Step
     from mountfs.plans.times import Due
+
+
+_WIDTH = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +74,10 @@ class Given:
         """Return the one plan that must have been named."""
         return read_plan(find_plan(self.folder, self.plan_name()))
 
-    def plans(self) -> list[Plan]:
-        """Return the plan that was named, or all."""
-        return (
-            [self.plan()] if self.name is not None else [read_plan(file) for file in plan_files(self.folder)]
-        )
+    def plans(self) -> tuple[list[Plan], dict[Path, MountfsError]]:
+        """Return the plan that was named, or all, and which files are not valid."""
+        name = self.name
+        return read_plans(plan_files(self.folder) if name is None else [find_plan(self.folder, name)])
 
     def history(self, name: str) -> History:
         """Return where the runs of a plan are remembered."""
@@ -95,7 +101,9 @@ def new(given: Given) -> int:
     sources = given.sources or [_answer(out, "disk or file to image (--source)")]
     if any(entry.type == "clone" for entry in TEMPLATES[template].schedule):
         target = given.target or _answer(out, "disk that is overwritten (--target)")
-        serial = given.serial or _answer(out, "its serial number (--target-serial)")
+        serial = given.serial or ""
+        if not serial and Clone(source=sources[0], target=target).names_disk:
+            serial = _answer(out, "its serial number (--target-serial)")
         text = new_plan(name, template, clone=(sources[0], target, serial))
     else:
         place = given.repository or _answer(out, "folder for the images (--repository)")
@@ -124,24 +132,25 @@ def _answer(out: Renderer, question: str, default: str = "") -> str:
 
 def listing(given: Given) -> int:
     """List the plans, also those that are not valid."""
+    plans, broken = given.plans()
     rows, told = [], []
-    for file in plan_files(given.folder):
-        try:
-            plan = read_plan(file)
-        except PlanError as error:
-            given.out.warning(str(error))
-            told.append({"plan": file.stem, "file": str(file), "problem": str(error)})
-            rows.append((file.stem, "not valid", "", ""))
-            continue
+    for file, error in broken.items():
+        given.out.warning(str(error))
+        told.append({"plan": file.stem, "file": str(file), "problem": str(error)})
+        rows.append((file.stem, "not valid", "", ""))
+    for plan in plans:
         records = given.history(plan.name).records()
         last = records[-1].outcome if records else "never"
         what = ", ".join(_sources(plan))
         where = plan.clone.target if plan.clone else plan.repository
         rows.append((plan.name, last, what, where))
-        told.append({"plan": plan.name, "file": str(file), "last": last, "what": what, "where": where})
+        told.append({"plan": plan.name, "file": str(plan.path), "last": last, "what": what, "where": where})
+    told.sort(key=lambda entry: entry["plan"])
     given.out.result({"folder": str(given.folder), "plans": told})
     if rows:
-        given.out.table("", (Column("plan"), Column("last run"), Column("what"), Column("where")), rows)
+        given.out.table(
+            "", (Column("plan"), Column("last run"), Column("what"), Column("where")), sorted(rows)
+        )
     else:
         given.out.line(f"no plans in {given.folder}")
     return 0
@@ -149,9 +158,17 @@ def listing(given: Given) -> int:
 
 def check(given: Given) -> int:
     """Show what plans would run, and when; warn about what is not there now."""
-    for plan in given.plans():
+    plans, broken = given.plans()
+    for plan in plans:
         _check(given, plan)
-    return 0
+    return _refused(given, broken)
+
+
+def _refused(given: Given, broken: Mapping[Path, MountfsError]) -> int:
+    """Name the files that are no valid plans, and return the exit code that this gives."""
+    for error in broken.values():
+        given.out.error(error)
+    return next((error.exit_code for error in broken.values()), 0)
 
 
 def _check(given: Given, plan: Plan) -> None:
@@ -173,12 +190,35 @@ def _check(given: Given, plan: Plan) -> None:
             "doubts": doubts,
         }
     )
+    weakest = types_of(plan)[0]
     for type_, steps in runs.items():
-        out.line(f"{plan.name}, {type_}:")
-        for step in steps:
-            out.line(f"    {step.typed}")
+        known = runs[weakest] if type_ != weakest else ()
+        out.line(f"{plan.name}, {type_}:" if not known else f"{plan.name}, {type_}: as {weakest}, but")
+        for step in (step for step in steps if step not in known):
+            for line in wrapped(step):
+                out.line(f"    {line}")
     for entry in coming:
-        out.line(f"{plan.name}: next run {as_text(entry.since, plan.zone)}, {entry.type}")
+        out.line(f"{plan.name}: next run {shown_time(entry.since)}, {entry.type}")
+
+
+def wrapped(step: Step) -> list[str]:
+    """Return the line of a step in lines that a screen can hold, and that a shell still takes as one."""
+    if step.shell:
+        return step.typed.splitlines()
+    parts: list[str] = []
+    for word in (*step.prefix, *step.words):
+        if word.startswith("--") or not parts:
+            parts.append(shlex.quote(word))
+        else:
+            parts[-1] += f" {shlex.quote(word)}"  # an option and its value stay together
+    lines = parts[:1]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) + 3 > _WIDTH:
+            lines[-1] += " \\"
+            lines.append(f"    {part}")
+        else:
+            lines[-1] += f" {part}"
+    return lines
 
 
 def types_of(plan: Plan) -> list[str]:
@@ -201,7 +241,12 @@ def _doubts(plan: Plan) -> list[str]:
         found.append(f"{plan.repository} is not there now; the first backup makes it")
     if plan.clone is None and not plan.retention.has_rules:
         found.append("no rule of [retention] is given: nothing is ever deleted")
-    return found
+    if plan.retention.merge and plan.copies:
+        found.append("merging makes a chain anew: a run after it sends the whole chain to each copy again")
+    endless = [copy.to for copy in plan.copies if copy.retention is None or not copy.retention.has_rules]
+    return found + [
+        f"{place} has no retention of its own: nothing is ever deleted there" for place in endless
+    ]
 
 
 def _coming(given: Given, plan: Plan, count: int) -> list[Due]:
@@ -224,15 +269,16 @@ def _due_result(plan: Plan, entry: Due) -> dict[str, object]:
 
 def coming(given: Given) -> int:
     """Show the next runs of all plans."""
-    found = [(entry, plan) for plan in given.plans() for entry in _coming(given, plan, given.count)]
+    plans, broken = given.plans()
+    found = [(entry, plan) for plan in plans for entry in _coming(given, plan, given.count)]
     first = sorted(found, key=lambda pair: (pair[0].since, pair[1].name))[: given.count]
     given.out.result({"runs": [_due_result(plan, entry) for entry, plan in first]})
     if first:
-        rows = [(as_text(entry.since, plan.zone), plan.name, entry.type) for entry, plan in first]
+        rows = [(shown_time(entry.since), plan.name, entry.type) for entry, plan in first]
         given.out.table("", (Column("time"), Column("plan"), Column("run")), rows)
     else:
         given.out.line(f"no plans in {given.folder}")
-    return 0
+    return _refused(given, broken)
 
 
 def run(given: Given) -> int:
@@ -285,4 +331,5 @@ def take_out(given: Given) -> int:
 
 def status(given: Given) -> int:
     """Show how plans stand."""
-    return show_status(given.out, [(plan, given.history(plan.name)) for plan in given.plans()])
+    plans, broken = given.plans()
+    return show_status(given.out, [(plan, given.history(plan.name)) for plan in plans], broken)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from imageformat.errors import UsageError
+from mountfs.quantities import parse_budget, parse_part, parse_span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_Value = TypeVar("_Value")
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 """In the order of `datetime.date.weekday`."""
-_SPAN_S = {"min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
-_LONGEST_S = 100 * _SPAN_S["y"]
-_SIZE = re.compile(r"\d{1,19}(\.\d{1,3} ?[KMGTP](i?B)?| ?([KMGTP](i?B)?)?)", re.ASCII | re.IGNORECASE)
 _NO_CONTROLS = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")
-_BUDGET = re.compile(r"[1-9]\d{0,5} ?(s|min|h)", re.ASCII)
-_PERIODS = re.compile(r"(\d{1,9}) ?(min|h|d|w|y)", re.ASCII)
 
 
 class Form(NamedTuple):
@@ -26,18 +25,6 @@ class Form(NamedTuple):
     parse: Callable[[object], object]
     example: str
     """In TOML."""
-
-
-def span_seconds(text: str) -> int:
-    """Return seconds of ``30min``, ``36h``, ``30d``, ``8w`` or ``2y`` (of 365 days).
-
-    Raises:
-        ValueError: it is no span of time, or one longer than 100 years.
-    """
-    match = _PERIODS.fullmatch(text)
-    if match is None or int(match[1]) * _SPAN_S[match[2]] > _LONGEST_S:
-        raise ValueError(f"'{text}' is no span of time")
-    return int(match[1]) * _SPAN_S[match[2]]
 
 
 def _text(value: object) -> str:
@@ -52,35 +39,26 @@ def _flag(value: object) -> bool:
     return value
 
 
-def _span(value: object) -> int:
-    return span_seconds(_text(value))
+def _quantity(parse: Callable[[str], object]) -> Callable[[object], str]:
+    """Return a parser that keeps the text, which a command gets as it is."""
 
-
-def _days_or_more(value: object) -> str:
-    text = _text(value)
-    span_seconds(text)
-    if text.endswith("min"):
-        raise ValueError(f"'{text}' is shorter than what retention counts in")
-    return text
-
-
-def _size(value: object) -> str:
-    text = _text(value)
-    if not _SIZE.fullmatch(text):
-        raise ValueError(f"'{text}' is no size")
-    return text
-
-
-def _part(value: object) -> str:
-    text = _text(value)
-    return text if re.fullmatch(r"(\d{1,2}|100) ?%", text, re.ASCII) else _size(text)
-
-
-def _budget(value: object) -> str:
-    text = _text(value)
-    if _BUDGET.fullmatch(text) or _SIZE.fullmatch(text):
+    def check(value: object) -> str:
+        text = _text(value)
+        _understood(parse, text)
         return text
-    raise ValueError(f"'{text}' is neither a size nor a span of time")
+
+    return check
+
+
+def _span(value: object) -> int:
+    return _understood(parse_span, _text(value))
+
+
+def _understood(parse: Callable[[str], _Value], text: str) -> _Value:
+    try:
+        return parse(text)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
 
 
 def _time(value: object) -> int:
@@ -99,10 +77,10 @@ def _command(value: object) -> str | tuple[str, ...]:
 TEXT = Form("a text", _text, '"..."')
 FLAG = Form("true or false", _flag, "true")
 SPAN = Form('a span of time: "30min", "36h", "7d", "4w" or "1y"', _span, '"30min"')
-KEPT_SPAN = Form('a span of time: "36h", "7d", "4w" or "1y"', _days_or_more, '"7d"')
-SIZE = Form('a size: "500M", "20GiB"', _size, '"500M"')
-PART = Form('a size or a share: "50G", "10%"', _part, '"10%"')
-BUDGET = Form('a size or a span of time: "20GiB", "30min"', _budget, '"20GiB"')
+KEPT_SPAN = Form(SPAN.wants, _quantity(parse_span), '"7d"')
+PART = Form('a size or a share: "50G", "10%"', _quantity(lambda text: parse_part(text, 100)), '"10%"')
+BUDGET = Form('a size or a span of time: "20GiB", "30min"', _quantity(parse_budget), '"20GiB"')
+RULES = Form("a table with the keys of `[retention]`", lambda value: value, "{ daily = 7 }")
 TIME = Form('a time of day: "02:00"', _time, '"02:00"')
 COMMAND = Form('a command for the shell, or a list of words: ["sync", "-f", "/data"]', _command, '"sync"')
 

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from mountfs.plans.times import due, late_since, next_runs
+from mountfs.plans.times import due, for_people, late_since, next_runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Trouble(enum.IntEnum):
     LATE = 86
     """A run was due, and no good one came in time."""
     UNREADABLE = 87
-    """Its repository cannot be reached, or points of it are damaged."""
+    """Its repository or its past runs cannot be read, or points of it are damaged."""
     UNPROVEN = 88
     """A point was not verified, or too long ago."""
     COPIES = 89
@@ -69,6 +69,8 @@ class CopyFacts:
     """Whether it has the newest points."""
     problem: str = ""
     """Why it does not count."""
+    unasked: str = ""
+    """Why it was not asked, and the last run is believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,12 @@ def judge(
     copies: Sequence[CopyFacts],
     now: int,
     known_since: int,
+    unread: str = "",
 ) -> Health:
-    """Judge a plan by its runs and by what was found of its sets and of all places, the source first."""
+    """Judge a plan by its runs and by what was found of its sets and of all places, the source first.
+
+    ``unread``: why its runs are not known.
+    """
     runs = [record.fact for record in records]
     timing = plan.timing
     at_once = due(
@@ -121,7 +127,8 @@ def judge(
     ended = [record for record in records if record.outcome != "running"]
     findings = [
         *_run_findings(ended),
-        *([Finding(Trouble.LATE, "a run is late")] if late is not None else []),
+        *_lateness(late, plan),
+        *([Finding(Trouble.UNREADABLE, unread)] if unread else []),
         *_set_findings(sets, plan),
     ]
     if plan.clone is None:
@@ -147,6 +154,12 @@ def _run_findings(ended: Sequence[RunRecord]) -> list[Finding]:
     return [Finding(Trouble.FAILED, f"the last run {_was(ended[-1].outcome)}{reason}")]
 
 
+def _lateness(since: int | None, plan: Plan) -> list[Finding]:
+    if since is None:
+        return []
+    return [Finding(Trouble.LATE, f"late: nothing good ran since it was due {for_people(since, plan.zone)}")]
+
+
 def _was(outcome: str) -> str:
     return "was interrupted" if outcome == "interrupted" else "failed"
 
@@ -168,9 +181,9 @@ def _set_findings(sets: Sequence[SetFacts], plan: Plan) -> list[Finding]:
 def _copy_findings(plan: Plan, copies: int, media: Sequence[str], offsite: int) -> list[Finding]:
     goals, found = plan.goals, []
     if copies < goals.copies:
-        found.append(f"{copies} of {goals.copies} copies")
+        found.append(f"{copies} of {goals.copies} copies that there should be, the source counted")
     if len(media) < goals.media:
-        found.append(f"{len(media)} of {goals.media} kinds of media")
+        found.append(f"{len(media)} of {goals.media} kinds of media that the copies should lie on")
     if offsite < goals.offsite:
-        found.append(f"{offsite} of {goals.offsite} off-site")
+        found.append(f"{offsite} of {goals.offsite} copies that should be off-site")
     return [Finding(Trouble.COPIES, said) for said in found]

@@ -19,6 +19,7 @@ from mountfs.plans.forms import (
     FLAG,
     KEPT_SPAN,
     PART,
+    RULES,
     SPAN,
     TEXT,
     TIME,
@@ -37,11 +38,23 @@ TYPES = ("clone", "inc", "diff", "full")
 """Kinds of runs, the strongest last: a full image is also what an incremental one would have been."""
 PERIODS = ("hour", "day", "week", "month", "year")
 Command = str | tuple[str, ...]
+_DISKS = ("/dev/", "\\\\.\\", "serial=", "wwn=", "size=")
 
 
-def key(form: Form, doc: str, default: Any = REQUIRED, shown: str = "") -> Any:  # noqa: ANN401 (as dataclasses.field)
-    """Return a field that is a key of the file; ``shown`` is its default as the documentation has it."""
-    return dataclasses.field(default=default, metadata={"form": form, "doc": doc, "shown": shown})
+def key(
+    form: Form,
+    doc: str,
+    default: Any = REQUIRED,  # noqa: ANN401 (as dataclasses.field)
+    shown: str = "",
+    of: type | None = None,
+) -> Any:  # noqa: ANN401
+    """Return a field that is a key of the file.
+
+    ``shown`` is its default as the documentation has it; ``of`` the class of a table within a table.
+    """
+    return dataclasses.field(
+        default=default, metadata={"form": form, "doc": doc, "shown": shown, "section": of}
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +67,29 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """What is kept: options of `mountfs retention`. Without any rule nothing is ever deleted."""
+
+    last: int = key(count(0, 100_000), "The last points.", 0)
+    hourly: int = key(count(0, 100_000), "The last point of each of so many hours.", 0)
+    daily: int = key(count(0, 100_000), "The last point of each of so many days.", 0)
+    weekly: int = key(count(0, 100_000), "The last point of each of so many weeks.", 0)
+    monthly: int = key(count(0, 100_000), "The last point of each of so many months.", 0)
+    yearly: int = key(count(0, 100_000), "The last point of each of so many years.", 0)
+    within: str | None = key(KEPT_SPAN, "All that is younger.", None)
+    free: str | None = key(PART, "While less is free, the oldest kept ones go as well.", None)
+    merge: bool = key(FLAG, "Merge what others stand on into them.", default=False)
+    max_share: int | None = key(count(0, 100), "Percent of a set that may go at once.", None, "50")
+    pin: tuple[str, ...] = key(many(TEXT), "Points that always stay.", ())
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether anything is ever deleted."""
+        counts = (self.last, self.hourly, self.daily, self.weekly, self.monthly, self.yearly)
+        return any(counts) or self.within is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Copy:
     """Another place that has the images as well: a text, or a table with these keys."""
 
@@ -62,6 +98,9 @@ class Copy:
         TEXT, "What it lies on, in a word of yours; for `status`.", "", '`"disk"`, or of a URL its scheme'
     )
     offsite: bool | None = key(FLAG, "Whether it is in another place.", None, "true for `s3://`, else false")
+    retention: Retention | None = key(  # noqa: RUF009 (it makes a field)
+        RULES, "What is kept there. Without any rule nothing is ever deleted there.", None, of=Retention
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,41 +143,34 @@ class Backup:
     block_size: int | None = key(count(4, 4096), "KiB, of a new chain.", None)
     raw: bool = key(FLAG, "Free space as well.", default=False)
     whole_blocks: bool = key(FLAG, "No differences inside blocks.", default=False)
-    snapshot: str | None = key(TEXT, "Image a snapshot: `auto`, or a kind of it.", None)
-    before: str | tuple[str, ...] | None = key(COMMAND, "Run before the snapshot: to quiet a database.", None)
-    after: str | tuple[str, ...] | None = key(COMMAND, "Run once the snapshot stands.", None)
-    changed: str | None = key(TEXT, "Ask what changed instead of reading all: `auto`, or a kind of it.", None)
+    snapshot: str | None = key(
+        TEXT, "Image a snapshot: `auto`, `none`, or a kind of it.", None, '`"auto"`: where something here can'
+    )
+    before: str | tuple[str, ...] | None = key(
+        COMMAND, "Run before each backup: to quiet a database. If it fails, nothing is imaged.", None
+    )
+    after: str | tuple[str, ...] | None = key(
+        COMMAND, "Run at the end of each backup, however it went.", None
+    )
+    changed: str | None = key(
+        TEXT,
+        "Ask what changed instead of reading all: `auto`, `scan` (read all), or a kind of it.",
+        None,
+        '`"auto"`: where something is known to tell',
+    )
     rescue: bool = key(FLAG, "Go on past any number of bad sectors.", default=False)
-    verify: str | None = key(choice("file", "source", "none"), "Verify each new image.", None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retention:
-    """What is kept: options of `mountfs retention`. Without any rule nothing is ever deleted."""
-
-    last: int = key(count(0, 100_000), "The last points.", 0)
-    hourly: int = key(count(0, 100_000), "The last point of each of so many hours.", 0)
-    daily: int = key(count(0, 100_000), "... of days.", 0)
-    weekly: int = key(count(0, 100_000), "... of weeks.", 0)
-    monthly: int = key(count(0, 100_000), "... of months.", 0)
-    yearly: int = key(count(0, 100_000), "... of years.", 0)
-    within: str | None = key(KEPT_SPAN, "All that is younger.", None)
-    free: str | None = key(PART, "While less is free, the oldest kept ones go as well.", None)
-    merge: bool = key(FLAG, "Merge what others stand on into them.", default=False)
-    max_share: int | None = key(count(0, 100), "Percent of a set that may go at once.", None, "50")
-    pin: tuple[str, ...] = key(many(TEXT), "Points that always stay.", ())
-
-    @property
-    def has_rules(self) -> bool:
-        """Whether anything is ever deleted."""
-        counts = (self.last, self.hourly, self.daily, self.weekly, self.monthly, self.yearly)
-        return any(counts) or self.within is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verify:
-    """Proving what is stored, a part in each run."""
+    """Proving what is stored: each new image at once, and of all of them a part in each run."""
 
+    each: str | None = key(
+        choice("file", "source", "none"),
+        "Each new image at once: read back (`file`), and compared with its source as well (`source`).",
+        None,
+        '`"none"`',
+    )
     budget: str | None = key(
         BUDGET, "So much in each run, what was proven longest ago first.", None, "no verification"
     )
@@ -202,9 +234,19 @@ class Clone:
 
     source: str = key(TEXT, "The disk that is cloned.")
     target: str = key(TEXT, "The disk that is overwritten.")
-    serial: str = key(TEXT, "Serial number of the target: no other disk is ever written.")
+    serial: str = key(
+        TEXT,
+        "Serial number of the target, or its size in bytes if it has none: no other disk is ever written.",
+        "",
+        "**needed** unless the target is a file",
+    )
     delta: bool = key(FLAG, "Write only what differs.", default=True)
     partitions: tuple[int, ...] = key(many(count(1, 128)), "Only these.", (), "all")
+
+    @property
+    def names_disk(self) -> bool:
+        """Whether the target is known to be a disk by its name alone."""
+        return self.target.startswith(_DISKS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,9 +286,9 @@ class Plan:
             return self.timing.network
         return any(is_remote(copy.to) for copy in self.copies)
 
-    def set_place(self, source: Source) -> str:
-        """Return how a command names the set of a source."""
-        return f"{self.repository.rstrip('/')}/{source.set}"
+    def set_place(self, source: Source, place: str = "") -> str:
+        """Return how a command names the set of a source, in the repository or at another place."""
+        return f"{(place or self.repository).rstrip('/')}/{source.set}"
 
 
 def keys_of(section: type) -> dict[str, dataclasses.Field[Any]]:

@@ -8,10 +8,22 @@ import tomllib
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from imageformat.errors import PlanError
+from imageformat.errors import MountfsError, PlanError
 from imageformat.storage.failures import read_error
 from imageformat.storage.places import is_remote
-from mountfs.plans.model import REQUIRED, SECTIONS, TABLES, TOP, Copy, Entry, Plan, Source, keys_of
+from mountfs.plans.model import (
+    REQUIRED,
+    SECTIONS,
+    TABLES,
+    TOP,
+    Clone,
+    Copy,
+    Entry,
+    Plan,
+    Retention,
+    Source,
+    keys_of,
+)
 from mountfs.plans.positions import Position, key_positions
 from mountfs.plans.templates import TEMPLATES
 
@@ -61,6 +73,17 @@ def read_plan(path: Path) -> Plan:
         line = content.count(b"\n", 0, error.start) + 1
         raise PlanError(f"{path}:{line}: this is no UTF-8") from error
     return parse_plan(text, path)
+
+
+def read_plans(files: Iterable[Path]) -> tuple[list[Plan], dict[Path, MountfsError]]:
+    """Read plans; of files that are none, or that cannot be read, say why."""
+    plans, broken = [], {}
+    for file in files:
+        try:
+            plans.append(read_plan(file))
+        except MountfsError as error:
+            broken[file] = error
+    return plans, broken
 
 
 def parse_plan(text: str, path: Path) -> Plan:
@@ -161,7 +184,10 @@ class _Reader:
         self._only_known(path, value, fields)
         found = {}
         for name, field in fields.items():
-            if name in value:
+            inner = field.metadata["section"]
+            if name in value and inner is not None:
+                found[name] = self._table((*path, name), value[name], inner)
+            elif name in value:
                 found[name] = self._value((*path, name), value[name], field.metadata["form"])
             elif field.default is REQUIRED:
                 self._wrong(path, f"{_shown(path)} lacks '{name}'")
@@ -175,10 +201,27 @@ class _Reader:
                 if not _SET.fullmatch(chosen) or chosen != chosen.strip():
                     self._wrong((*path, "set"), f"'{chosen}' cannot name a set; give it one: set = \"root\"")
                 return Source(path=source, set=chosen, exclude=exclude)
-            case Copy(to=to, media=media, offsite=offsite):
+            case Copy(to=to, media=media, offsite=offsite, retention=retention):
+                if retention is not None:
+                    self._check_copy_retention(path, to, retention)
                 remote = to.startswith("s3://") if offsite is None else offsite
-                return Copy(to=to, media=media or _medium(to), offsite=remote)
+                return Copy(to=to, media=media or _medium(to), offsite=remote, retention=retention)
+            case Clone(target=target, serial="") if made.names_disk:
+                self._wrong(path, f"{_shown(path)} lacks 'serial': that of {target}")
         return made
+
+    def _check_copy_retention(self, path: KeyPath, to: str, retention: Retention) -> None:
+        """Refuse rules that could never do anything, or that nobody can follow at that place."""
+        if retention != Retention() and not retention.has_rules:
+            self._wrong((*path, "retention"), "no rule of it keeps anything; give one, such as daily = 7")
+        if retention.merge:
+            said = (
+                "'merge' makes points anew, and each run would copy all of them again; merge in [retention]"
+            )
+            self._wrong((*path, "retention", "merge"), said)
+        if retention.free is not None and is_remote(to):
+            said = f"'free' means nothing at {to}: nobody tells what is free"
+            self._wrong((*path, "retention", "free"), said)
 
     def _value(self, path: KeyPath, value: object, form: Form) -> object:
         try:
@@ -215,10 +258,18 @@ class _Reader:
             self._wrong((), "there is no [[schedule]], and no template that has one")
         for number, entry in enumerate(plan.schedule):
             self._check_entry(("schedule", number), entry, content, cloning=plan.clone is not None)
+        self._check_places(plan)
+
+    def _check_places(self, plan: Plan) -> None:
         names = [source.set for source in plan.sources]
         for number, name in enumerate(names):
             if name in names[:number]:
                 self._wrong(("sources", number), f"two sources have the set '{name}'; give one another name")
+
+        places = [copy.to.rstrip("/") for copy in plan.copies]
+        for number, place in enumerate(places):
+            if place in (*places[:number], plan.repository.rstrip("/")):
+                self._wrong(("copies", number), f"{place} is there already; each copy is another place")
 
     def _check_clone(self, content: Mapping[str, object]) -> None:
         for name in ("sources", "repository", "copies", "exclude", "backup", "retention", "verify"):
@@ -260,7 +311,8 @@ class _Reader:
 
 def _shown(path: KeyPath) -> str:
     number = f" {int(path[1]) + 1}" if len(path) > 1 else ""
-    return f"[{path[0]}]{number}"
+    inner = "".join(f", '{name}'" for name in path[2:])
+    return f"[{path[0]}]{number}{inner}"
 
 
 def _set_name(source: str) -> str:

@@ -6,7 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from mountfs.plans.picture import STYLE, chain_picture
-from mountfs.plans.times import as_text
+from mountfs.plans.times import for_people
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +37,7 @@ def headline(record: RunRecord) -> str:
 
 def text_report(record: RunRecord, zone: tzinfo | None) -> str:
     """Return the report of a run as text."""
-    lines = [headline(record), "", *(f"{name + ':':10}{said}" for name, said in _facts(record, zone)), ""]
+    lines = [headline(record), "", *(f"{name + ':':11}{said}" for name, said in _facts(record, zone)), ""]
     for step in record.steps:
         lines.append(f"{step.outcome:12}{_seconds(step):>10}  {step.name}")
         lines.append(f"{'':24}{step.command}")
@@ -45,7 +45,7 @@ def text_report(record: RunRecord, zone: tzinfo | None) -> str:
     lines += [f"warning: {warning}" for warning in record.warnings]
     for name, points in points_by_set(record.points).items():
         lines.append("")
-        lines.append(f"{name}: {len(points)} points, {_size(sum(point.size for point in points))}")
+        lines.append(f"{name}: {_points(points)}, {_size(sum(point.size for point in points))}")
     return "\n".join(lines) + "\n"
 
 
@@ -83,11 +83,11 @@ def points_by_set(points: Sequence[PointRecord]) -> Mapping[str, list[PointRecor
 
 def _facts(record: RunRecord, zone: tzinfo | None) -> Iterator[tuple[str, str]]:
     yield "outcome", record.outcome
-    yield "started", as_text(record.started, zone)
+    yield "started", for_people(record.started, zone)
     if record.ended is not None:
-        yield "ended", as_text(record.ended, zone)
+        yield "ended", for_people(record.ended, zone)
     if record.due_since is not None:
-        yield "due since", as_text(record.due_since, zone)
+        yield "due since", for_people(record.due_since, zone)
     yield "run", record.id
 
 
@@ -108,8 +108,12 @@ def _said(step: StepRecord) -> Iterator[str]:
 
 def _pictures(points: Sequence[PointRecord]) -> Iterator[str]:
     for name, own in points_by_set(points).items():
-        yield f"<h2>{escape(name)}</h2><p>{len(own)} points, {_size(sum(point.size for point in own))}</p>"
+        yield f"<h2>{escape(name)}</h2><p>{_points(own)}, {_size(sum(point.size for point in own))}</p>"
         yield f'<div class="scroll">{chain_picture(own, name)}</div>'
+
+
+def _points(points: Sequence[PointRecord]) -> str:
+    return "1 point" if len(points) == 1 else f"{len(points)} points"
 
 
 def _seconds(step: StepRecord) -> str:

@@ -93,19 +93,30 @@ def _image_steps(plan: Plan, type_: str, made: _Steps, before: Sequence[str]) ->
         for source in plan.sources
         if plan.verify.budget is not None
     ]
-    copies = [
-        made.add(f"copy {copy.to}", "copy", *_copy_words(plan, copy.to), needs=(*before, *proofs))
-        for copy in plan.copies
-    ]
-    if plan.retention.has_rules:
-        for source in plan.sources:
-            made.add(
-                f"retention {source.set}",
-                "retention",
-                plan.set_place(source),
-                *_retention_words(plan, plan.retention),
-                needs=(*before, *backups, *proofs, *copies),
-            )
+    good = (*before, *backups, *proofs)
+    copies = []
+    for copy in plan.copies:
+        copied = made.add(f"copy {copy.to}", "copy", *_copy_words(plan, copy.to), needs=(*before, *proofs))
+        copies.append(copied)
+        _retention_steps(plan, copy.retention, copy.to, made, (*good, copied))
+    _retention_steps(plan, plan.retention, "", made, (*good, *copies))
+
+
+def _retention_steps(
+    plan: Plan, retention: Retention | None, place: str, made: _Steps, needs: Sequence[str]
+) -> None:
+    """Delete at a place, or else in the repository, what its rules do not keep."""
+    if retention is None or not retention.has_rules:
+        return
+    at = f" at {place}" if place else ""
+    for source in plan.sources:
+        made.add(
+            f"retention {source.set}{at}",
+            "retention",
+            plan.set_place(source, place),
+            *_retention_words(plan, retention),
+            needs=needs,
+        )
 
 
 def _limits(plan: Plan) -> tuple[str, ...]:
@@ -126,6 +137,8 @@ def _backup_words(plan: Plan, source: Source, type_: str) -> Iterator[str]:
     for pattern in (*plan.exclude, *source.exclude):
         yield from ("--exclude", pattern)
     yield from _backup_options(backup)
+    if plan.verify.each is not None:
+        yield from ("--verify", plan.verify.each)
     yield from _threads(plan)
     if plan.limits.rate is not None:
         yield from ("--rate-limit", str(plan.limits.rate))
@@ -148,7 +161,6 @@ def _backup_options(backup: Backup) -> Iterator[str]:
         ("--before", _as_line(backup.before)),
         ("--after", _as_line(backup.after)),
         ("--changed", backup.changed),
-        ("--verify", backup.verify),
     ):
         if value is not None:
             yield from (option, str(value))
@@ -190,6 +202,7 @@ def _clone_words(plan: Plan, clone: Clone) -> Iterator[str]:
         yield "--delta"
     if clone.partitions:
         yield from ("--partitions", ",".join(map(str, clone.partitions)))
-    yield from ("--target-serial", clone.serial)
+    if clone.serial:
+        yield from ("--target-serial", clone.serial)
     yield from _threads(plan)
     yield "--yes"

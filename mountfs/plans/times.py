@@ -237,6 +237,12 @@ def late_since(
     return min(found, default=None)
 
 
+def for_people(moment: int, zone: tzinfo | None) -> str:
+    """Return a moment on the wall of the plan's zone, and its offset: ``2024-05-01 13:22:01 +02:00``."""
+    shown = as_text(moment, zone)
+    return f"{shown[:10]} {shown[11:19]} {shown[19:]}" if shown[10:11] == "T" else shown
+
+
 def as_text(moment: int, zone: tzinfo | None) -> str:
     """Return a moment as ISO 8601 with the offset of the plan's zone."""
     if abs(moment) > _SHOWN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,11 @@ from mountfs.plans.templates import TEMPLATES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+_COPIES = (
+    '# copies = [{ to = "s3://bucket/folder", media = "cloud", offsite = true, '
+    "retention = { daily = 30, monthly = 12 } }]"
+)
+_ANEW = 90
 _SPANS = ((86_400, "d"), (3600, "h"), (60, "min"))
 
 
@@ -24,17 +30,21 @@ def new_plan(
     copies: Sequence[str] = (),
     clone: tuple[str, str, str] | None = None,
 ) -> str:
-    """Return the text of a plan by a template; ``clone``: source, target and serial number of the target."""
+    """Return the text of a plan by a template; ``clone``: source, target and serial number of the target.
+
+    Copies get the retention of the template, each its own; see `kept_by_copy`.
+    """
     known = TEMPLATES[template]
     lines = [f"# Plan {name}. {known.summary}", f"# Check it: mountfs plan check {name}", ""]
     if clone is None:
         lines += [f"sources = {_toml(list(sources))}", f"repository = {_toml(repository)}"]
-        lines += (
-            [f"copies = {_toml(list(copies))}"]
-            if copies
-            else ['# copies = [{ to = "s3://bucket/folder", media = "cloud", offsite = true }]']
-        )
+        if not copies:
+            lines += [_COPIES]
         lines += ['# exclude = ["/swapfile"]', '# zone = "Europe/Berlin"']
+    for copy in copies if clone is None else ():
+        lines += ["", "[[copies]]", f"to = {_toml(copy)}"]
+        if known.retention.has_rules:
+            lines += ["", "[copies.retention]", *_set_keys(kept_by_copy(known.retention))]
     for entry in known.schedule:
         lines += ["", "[[schedule]]", *_entry(entry)]
     done = {"clone": clone is not None, "retention": known.retention.has_rules and clone is None}
@@ -43,6 +53,7 @@ def new_plan(
         lines += [
             f"{key} = {_toml(value)}"
             for key, value in zip(("source", "target", "serial"), clone, strict=True)
+            if value
         ]
     if done["retention"]:
         lines += ["", "[retention]", *_set_keys(known.retention)]
@@ -51,6 +62,15 @@ def new_plan(
         if section not in unfit and not done.get(section):
             lines += ["", *_commented(section, kind)]
     return "\n".join(lines) + "\n"
+
+
+def kept_by_copy(retention: Retention) -> Retention:
+    """Return the rules for a copy of a repository with rules.
+
+    A copy does not merge: the next run would bring back what went. Where the repository does, the whole chain
+    comes anew, and that is most of the points that may go at once.
+    """
+    return dataclasses.replace(retention, merge=False, max_share=_ANEW if retention.merge else None)
 
 
 def default_text(field: Any) -> str:  # noqa: ANN401 (a field of any dataclass)

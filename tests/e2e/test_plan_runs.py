@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -16,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mountfs.plans.folders import state_folder
+from support import sshd
 from support.content import noise
+from support.kernel import loop_device
 from support.product import Ran, environment, finish, mountfs, start
 from support.requirements import require_tool
 
@@ -228,6 +232,16 @@ def test_hooks_run_around_all_and_a_failing_one_stops_it(place: Place) -> None:
     assert outcomes(ran) == {"before 1": "failed", "backup disk": "skipped", "failed 1": "ok"}
     assert ran.facts["steps"][0]["message"] == "broken"
     assert "broken" in ran.err
+    seen = f"$MOUNTFS_SET $MOUNTFS_RESULT $(ls {place.repository}/disk | grep -c mfi$) >>{log}'"
+    around = f"[backup]\nbefore = 'echo begin {seen}\nafter = 'echo end {seen}\n[verify]\neach = 'source'\n"
+    place.plan(DAILY + around, "d")
+    log.write_text("")
+    place.run("plan", "run", "d")
+    assert log.read_text() == "begin disk 1\nend disk ok 2\n"
+    place.plan(DAILY + around.replace("echo begin", "exit 5 #"), "d")
+    refused = place.run("plan", "run", "d", code=82)
+    assert outcomes(refused) == {"backup disk": "failed"}
+    assert log.read_text().endswith("end disk failed 2\n")
     place.plan(DAILY + '[hooks]\nbefore = [["no-such-program-here"]]\n', "c")
     assert "cannot be started" in place.run("plan", "run", "c", code=1).facts["steps"][0]["message"]
 
@@ -377,3 +391,121 @@ def test_a_failure_is_notified_and_its_secret_is_nowhere(place: Place) -> None:
     for path in place.state.rglob("*"):
         assert path.is_dir() or secret.encode() not in path.read_bytes()
     assert Path(tempfile.gettempdir()) in place.folder.parents
+
+
+def test_a_copy_keeps_what_its_own_rules_say(place: Place) -> None:
+    there = place.folder / "there"
+    full = '[[schedule]]\ntype = "full"\nevery = "day"\n'
+    copy = f"[[copies]]\nto = '{there}'\n[copies.retention]\nlast = 1\n"
+    place.plan(full + copy + "[retention]\nlast = 2\n[verify]\neach = 'source'\n")
+
+    def numbers(where: Path) -> list[int]:
+        found = mountfs("list", where, "--json", env=place.env()).facts
+        return [point["number"] for image_set in found["sets"] for point in image_set["points"]]
+
+    for _ in range(2):
+        ran = place.run("plan", "run", "laptop")
+    assert set(outcomes(ran).values()) == {"ok"}
+    assert list(outcomes(ran)) == [
+        "backup disk",
+        f"copy {there}",
+        f"retention disk at {there}",
+        "retention disk",
+    ]
+    assert (numbers(place.repository), numbers(there)) == ([1, 2], [2])
+
+
+def test_a_plan_that_is_not_valid_hides_no_other(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.plan(goals="[status]\ncopies = 1\nmedia = 1\noffsite = 0\n")
+    place.plan("sorces = 3\n" + DAILY, "broken")
+    found = place.run("status", code=80)
+    assert [(plan["plan"], "problem" in plan) for plan in found.facts["plans"]] == [
+        ("broken", True),
+        ("laptop", False),
+    ]
+    assert "broken.toml:3:1: unknown key 'sorces'" in found.err
+    shown = mountfs("status", "--plans", place.plans, code=80, env=place.env())
+    assert b"not valid" in shown.out
+    assert b"laptop" in shown.out
+    assert "laptop" in mountfs("plan", "next", "--plans", place.plans, code=80, env=place.env()).out.decode()
+    monkeypatch.setenv("MOUNTFS_STATE", str(place.state))
+    runs = state_folder(place.plans) / "laptop"
+    runs.parent.mkdir(parents=True)
+    runs.write_bytes(b"no folder")
+    told = place.run("status", "laptop", code=87).err
+    assert "its runs cannot be read" in told
+    assert "broken" not in told
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("device", [True, pytest.param(False, marks=pytest.mark.nightly)])
+def test_a_disk_is_cloned_each_night_and_only_what_changed_is_written(place: Place, *, device: bool) -> None:
+    backing = place.folder / "target.img"
+    backing.write_bytes(bytes(place.disk.stat().st_size))
+    with loop_device(backing) if device else contextlib.nullcontext(backing) as target:
+        words = ["--template", "clone-nightly", "--source", str(place.disk), "--target", str(target)]
+        if device:
+            place.run("plan", "new", "night", *words, code=2)  # nobody is there to be asked for its serial
+            words += ["--target-serial", str(place.disk.stat().st_size)]
+        place.run("plan", "new", "night", *words)
+        first = place.run("plan", "run", "night", "--due").facts
+        assert [step["outcome"] for step in first["steps"]] == ["ok"]
+        assert "--delta" in first["steps"][0]["command"]
+        assert Path(target).read_bytes() == place.disk.read_bytes()
+        assert place.run("plan", "run", "night", "--due").facts["ran"] is False
+        place.change(9)
+        second = place.run("plan", "run", "night").facts
+        assert 0 < second["steps"][0]["result"]["written"] < 1 << 20
+        assert Path(target).read_bytes() == place.disk.read_bytes()
+        place.run("status", "night")
+        if device:
+            plan = place.plans / "night.toml"
+            plan.write_text(plan.read_text().replace(words[-1], "12345"))
+            assert "is not the disk that was demanded" in place.run("plan", "run", "night", code=None).err
+
+
+@pytest.mark.nightly
+def test_a_remote_copy_is_asked_and_only_a_silent_one_is_believed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sshd.use(monkeypatch)
+    there = place.folder / "there"
+    there.mkdir()
+    to = sshd.server().url(there)
+    copy = f"[[copies]]\nto = '{to}'\nmedia = 'nas'\n[copies.retention]\nlast = 1\n"
+    goals = "[status]\ncopies = 2\nmedia = 2\noffsite = 0\nlate_after = '0h'\n"
+    place.plan('[[schedule]]\ntype = "full"\nevery = "year"\n' + copy, goals=goals)
+
+    def status(code: int) -> dict[str, Any]:
+        found: dict[str, Any] = place.run("status", code=code).facts["plans"][0]["places"][2]
+        return found
+
+    ran = place.run("plan", "run", "laptop")
+    assert set(outcomes(ran).values()) == {"ok"}
+    assert (status(0)["current"], status(0)["unasked"]) == (True, "")
+    (image,) = there.rglob("*.mfi")
+    image.rename(there / "hidden")
+    assert status(89)["problem"] == "it has no sound point of disk"
+    silent = socket.create_server(("127.0.0.1", 0))
+    with silent:
+        port = silent.getsockname()[1]
+        for text in (*place.plans.glob("*.toml"), *place.state.rglob("*.json")):
+            text.write_text(text.read_text().replace(f":{to.split(':')[2].split('/')[0]}/", f":{port}/"))
+        believed = status(0)
+    assert believed["current"]
+    assert "no answer within" in believed["unasked"]
+
+
+@pytest.mark.nightly
+def test_a_copy_of_a_chain_that_is_merged_each_time_does_not_grow(place: Place) -> None:
+    there = place.folder / "there"
+    copy = f"[[copies]]\nto = '{there}'\n[copies.retention]\nlast = 2\nmax_share = 90\n"
+    place.plan(DAILY + copy + "[retention]\nlast = 2\nmerge = true\n")
+    for number in range(7):
+        place.change(number)
+        assert set(outcomes(place.run("plan", "run", "laptop")).values()) == {"ok"}
+        listed = mountfs("list", there, "--json", env=place.env()).facts
+        assert len(listed["sets"][0]["points"]) <= 6
+    assert len(place.points()) == 2
+    mountfs("verify", there, env=place.env())
+    assert place.is_latest()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from imageformat.errors import MountfsError, UsageError
 from imageformat.retired import OLD_JOURNAL, encode_journal, hidden_keys, read_journal
 from imageformat.storage.local import LocalStorage
-from mountfs.cli.quantities import parse_part, parse_size, parse_span
+from mountfs.quantities import parse_part, parse_size, parse_span
 
 NAMES = st.lists(
     st.one_of(st.text(max_size=20), st.just("0001-full.mfi"), st.just("../0001.mfi")), max_size=5

@@ -18,7 +18,7 @@ from mountfs.plans.positions import key_positions
 from mountfs.plans.reading import MAX_SIZE, check_plan_name, parse_plan, read_plan
 from mountfs.plans.reference import reference
 from mountfs.plans.templates import TEMPLATES
-from mountfs.plans.writing import new_plan
+from mountfs.plans.writing import kept_by_copy, new_plan
 from support.requirements import REPOSITORY
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ description = "all of it"  # comment
 sources = ["/data/root.img", { path = "/dev/vg/home", set = "home", exclude = "*.iso" }]
 repository = "/backups"
 media = "usb"
-copies = ["s3://bucket/x", { to = "/mnt/nas", media = "nas", offsite = false }]
+copies = ["s3://bucket/x", { to = "/mnt/nas", media = "nas", offsite = false, retention = { weekly = 4 } }]
 exclude = ["/swapfile"]
 zone = "Europe/Berlin"
 
@@ -54,7 +54,6 @@ network = true
 [backup]
 level = 7
 before = ["systemctl", "stop", "my db"]
-verify = "file"
 
 [retention]
 daily = 7
@@ -81,6 +80,7 @@ def test_a_whole_plan_is_read_as_it_is_written() -> None:
         ("/dev/vg/home", "home", ("*.iso",)),
     ]
     assert [(copy.media, copy.offsite) for copy in plan.copies] == [("s3", True), ("nas", False)]
+    assert [copy.retention and copy.retention.weekly for copy in plan.copies] == [None, 4]
     assert (plan.schedule[0].day, plan.schedule[0].at) == (31, (120, 870))
     assert (plan.timing.jitter, plan.timing.catch_up, plan.timing.retry) == (600, True, 3600)
     assert (plan.backup.before, plan.hooks.before) == (("systemctl", "stop", "my db"), ("mount /backups",))
@@ -110,8 +110,8 @@ MISTAKES = [
     (SMALL + '"limits" . "nice" = true\n', "4:1", "a whole number"),
     (SMALL + "[timing]\njitter = '10 minutes'\n", "5:1", "'10 minutes' is no span of time"),
     (SMALL + "[timing]\n  catch_up = 'yes'\n", "5:3", "true or false"),
-    (SMALL + "[retention]\nwithin = '5min'\n", "5:1", "shorter than what retention counts in"),
-    (SMALL + "[verify]\nbudget = 'all'\n", "5:1", "neither a size nor a span"),
+    (SMALL + "[retention]\nwithin = '5 minutes'\n", "5:1", "no span of time"),
+    (SMALL + "[verify]\nbudget = 'all'\n", "5:1", "'all' is no budget"),
     (SMALL + '[notify]\nurls = ["a\\u0007"]\n', "5:1", "no text on one line"),
     (SMALL + "[notify]\non = 'never'\n", "5:1", 'one of "failure", "warning", "always"'),
     (SMALL + "zone = 'Europe/Berlinn'\n", "4:1", "no time zone known here"),
@@ -132,7 +132,20 @@ MISTAKES = [
     (SMALL.replace('["/dev', '["/a/x.img", "/b/x.raw", "/dev'), "1:24", "two sources have the set 'x'"),
     (SMALL.replace("ata-X", "@"), "1:12", "cannot name a set"),
     (SMALL + "[clone]\nsource = '/a'\ntarget = '/b'\nserial = 's'\n", "1:1", "belongs to a plan that images"),
-    ("[clone]\nsource = '/a'\ntarget = '/b'\n", "1:2", "lacks 'serial'"),
+    ("[clone]\nsource = '/a'\ntarget = '/dev/b'\n", "1:2", "lacks 'serial'"),
+    ("[clone]\nsource = '/a'\ntarget = 'serial=x'\n", "1:2", "lacks 'serial': that of serial=x"),
+    (SMALL + "copies = [{ to = '/c', retention = { dayly = 7 } }]\n", "4:38", "do you mean 'daily'?"),
+    (SMALL + "[[copies]]\nto = '/c'\nretention.daily = '7'\n", "6:1", "a whole number from 0 to"),
+    (SMALL + "[[copies]]\nto = '/c'\nretention = 7\n", "6:1", "must be a table"),
+    (SMALL + "[[copies]]\nto = '/c'\n[copies.retention]\npin = '1'\n", "6:2", "no rule of it keeps anything"),
+    (SMALL + "[[copies]]\nto = 'sftp://h/c'\n[copies.retention]\nlast = 1\nfree = '1%'\n", "8:1", "is free"),
+    (
+        SMALL + "copies = [{ to = '/c', retention = { last = 1, merge = true } }]\n",
+        "4:48",
+        "copy all of them",
+    ),
+    (SMALL + "copies = ['/c', { to = '/c/' }]\n", "4:17", "is there already"),
+    (SMALL + "copies = '/backups'\n", "4:1", "is there already"),
     ("x = [\n", "2:1", "Invalid value"),
     (SMALL + "description = " + "[" * 9000 + "]" * 9000, "", ""),
 ]
@@ -185,6 +198,7 @@ def test_a_new_plan_is_valid_also_with_all_that_it_has_in_comments(template: str
     plan = parsed(text)
     assert plan.schedule == TEMPLATES[template].schedule
     assert plan.retention == TEMPLATES[template].retention
+    assert [copy.retention for copy in plan.copies] == ([] if clone else [kept_by_copy(plan.retention)])
     assert plan.repository == ("" if clone else '/a "b"')
     whole = re.sub(r"^# (\[|\w+ = )", r"\1", text, flags=re.MULTILINE)
     assert whole != text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import re
+import threading
 from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -11,6 +12,8 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pytest
 
+from imageformat.errors import AccessDeniedError
+from mountfs.cli.answers import Answer
 from mountfs.plans.execution import listed_points
 from mountfs.plans.health import CopyFacts, SetFacts, Trouble, judge
 from mountfs.plans.picture import MAX_POINTS, chain_picture
@@ -161,7 +164,7 @@ def test_the_page_of_a_run_stands_alone_and_takes_nothing_for_markup() -> None:
     assert "http" not in re.sub(r'xmlns="http://www\.w3\.org/2000/svg"', "", page)
     assert "prefers-color-scheme:dark" in page
     assert f"the last {MAX_POINTS} shown" in page
-    assert "2026-11-18T12:00:00+01:00" in page
+    assert "2026-11-18 12:00:00 +01:00" in page
     text = text_report(record, None)
     assert text.count(HOSTILE) >= 5
     assert chain_picture((), "empty").startswith("<svg")
@@ -180,3 +183,19 @@ def test_what_list_says_of_points_is_taken_or_left() -> None:
     ]
     for wrong in (b"", b"[]", b'{"sets":3}', b'{"sets":[{"name":"s","points":[{"number":"x"}]}]}', b"\xff"):
         assert listed_points(wrong) == []
+
+
+def test_an_answer_is_waited_for_no_longer_than_asked() -> None:
+    never = threading.Event()
+    silent = Answer(never.wait)
+    assert Answer(lambda: "there").within(60) == "there"
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.01 seconds"):
+        silent.within(0.01)
+    never.set()
+    assert silent.within(60)
+
+    def refuse() -> str:
+        raise AccessDeniedError("not you")
+
+    with pytest.raises(AccessDeniedError, match="not you"):
+        Answer(refuse).within(60)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer import Context
+from typer.main import get_command
 
+from mountfs.cli.__main__ import application
+from mountfs.cli.images import parse_name
+from mountfs.cli.planning import wrapped
 from mountfs.plans.conditions import has_network, on_battery
 from mountfs.plans.reading import parse_plan
 from mountfs.plans.records import RunRecord, StepRecord, decode_record, encode_record
 from mountfs.plans.running import ended, new_record, run_steps
 from mountfs.plans.steps import steps_of
+from mountfs.quantities import Budget, parse_budget
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -28,7 +33,7 @@ WHOLE = parse_plan(
     """
 sources = ["/dev/disk/by-id/a", { path = "/data/b c.img", exclude = ["*.tmp"] }]
 repository = "/backups/"
-copies = ["/mnt/nas"]
+copies = ["/mnt/nas", { to = "s3://b/x/", retention = { last = 3, monthly = 12, max_share = 80 } }]
 exclude = ["/swapfile"]
 zone = "Europe/Berlin"
 [[schedule]]
@@ -38,7 +43,8 @@ every = "day"
 level = 5
 snapshot = "auto"
 before = ["stop", "my db"]
-verify = "file"
+after = "start db"
+changed = "scan"
 rescue = true
 [retention]
 daily = 7
@@ -47,6 +53,7 @@ free = "10%"
 pin = ["1"]
 merge = true
 [verify]
+each = "file"
 budget = "20GiB"
 [hooks]
 before = ["first", "second"]
@@ -70,9 +77,10 @@ LIMITED = "nice -n 10 ionice -c 3 "
 
 def test_a_plan_is_the_commands_that_one_would_type() -> None:
     options = (
-        "--exclude /swapfile{} --level 5 --snapshot auto --before 'stop '\"'\"'my db'\"'\"'' --verify file "
-        "--rescue --threads 2 --rate-limit 20"
+        "--exclude /swapfile{} --level 5 --snapshot auto --before 'stop '\"'\"'my db'\"'\"'' "
+        "--after 'start db' --changed scan --rescue --verify file --threads 2 --rate-limit 20"
     )
+    there = "--keep-last 3 --keep-monthly 12 --max-share 80 --zone Europe/Berlin --yes"
     kept = "--keep-daily 7 --keep-within 3d --free 10% --zone Europe/Berlin --pin 1 --merge --yes"
     assert [step.typed for step in steps_of(WHOLE, "diff")] == [
         "first",
@@ -84,6 +92,9 @@ def test_a_plan_is_the_commands_that_one_would_type() -> None:
         LIMITED + "mountfs verify /backups/a --budget 20GiB --threads 2",
         LIMITED + "mountfs verify /backups/b-c --budget 20GiB --threads 2",
         LIMITED + "mountfs copy /backups/ /mnt/nas --set a --set b-c --rate-limit 20",
+        LIMITED + "mountfs copy /backups/ s3://b/x/ --set a --set b-c --rate-limit 20",
+        LIMITED + f"mountfs retention s3://b/x/a {there}",
+        LIMITED + f"mountfs retention s3://b/x/b-c {there}",
         LIMITED + f"mountfs retention /backups/a {kept}",
         LIMITED + f"mountfs retention /backups/b-c {kept}",
         "mail",
@@ -94,21 +105,64 @@ def test_a_plan_is_the_commands_that_one_would_type() -> None:
     ]
 
 
-@pytest.mark.parametrize("step", steps_of(WHOLE, "diff"), ids=lambda step: step.name)
-def test_every_option_of_a_step_exists(step: Step) -> None:
-    if step.kind == "hook" or not _exists(step.kind):
-        return
-    run = importlib.import_module(f"mountfs.cli.commands.{step.kind}").run
-    known = set()
-    for parameter in inspect.signature(run).parameters.values():
-        for info in getattr(parameter.annotation, "__metadata__", ()):
-            known.update(name for name in (info.default, *(info.param_decls or ())) if isinstance(name, str))
-    used = {word for word in step.words if word.startswith("--")}
-    assert used <= known
+VERIFIED = parse_plan(
+    'sources = ["/a"]\nrepository = "/b"\n[[schedule]]\ntype = "full"\nevery = "day"\n'
+    '[backup]\nraw = true\nwhole_blocks = true\nblock_size = 128\nsnapshot = "none"\n[verify]\n'
+    'each = "source"\nbudget = "30min"\n[retention]\nlast = 1\nmax_share = 90\n',
+    Path("/p/verified.toml"),
+)
+COMMANDS = [
+    step
+    for plan, type_ in ((WHOLE, "diff"), (WHOLE, "inc"), (VERIFIED, "full"), (CLONE, "clone"))
+    for step in steps_of(plan, type_)
+    if step.kind != "hook"
+]
 
 
-def _exists(command: str) -> bool:
-    return importlib.util.find_spec(f"mountfs.cli.commands.{command}") is not None
+def understood(step: Step) -> dict[str, Any]:
+    """What the real command understands of a step; fails where it would end with 2."""
+    group = get_command(application([step.kind]))
+    command = group.get_command(Context(group), step.kind)  # type: ignore[attr-defined]
+    found: dict[str, Any] = command.make_context(step.kind, list(step.words[2:])).params
+    return found
+
+
+@pytest.mark.parametrize("step", COMMANDS, ids=lambda step: step.name)
+def test_a_command_understands_its_step(step: Step) -> None:
+    found = understood(step)
+    given = {word for word in step.words if word.startswith("--")}
+    group = get_command(application([step.kind]))
+    options = group.get_command(Context(group), step.kind).params  # type: ignore[attr-defined]
+    named = {option.name: set(option.opts) for option in options}
+    for word in given:
+        (name,) = [name for name, words in named.items() if word in words]
+        assert found[name] not in (None, False, (), []), word
+
+
+@pytest.mark.parametrize("step", COMMANDS, ids=lambda step: step.name)
+def test_long_lines_are_shown_in_several_that_a_shell_takes_as_one(step: Step) -> None:
+    lines = wrapped(step)
+    assert shlex.split("\n".join(lines).replace("\\\n", "")) == [*step.prefix, *step.words]
+    assert all(len(line) <= 100 for line in lines)
+
+
+def test_what_a_plan_says_is_what_the_commands_understand() -> None:
+    steps = {step.name: understood(step) for step in steps_of(WHOLE, "diff") if step.kind != "hook"}
+    made = steps["backup b-c"]
+    assert (made["before"], made["after"]) == ("stop 'my db'", "start db")
+    assert list(made["exclude"]) == ["/swapfile", "*.tmp"]
+    assert (made["snapshot"], made["changed"], made["rescue"]) == ("auto", "scan", True)
+    assert (made["verify_after"], made["type_"], made["rate_limit"]) == ("file", "diff", 20)
+    assert parse_budget(steps["verify a"]["budget"]) == Budget(20 << 30, None)
+    there = steps["retention a at s3://b/x/"]
+    assert (there["last"], there["daily"], there["monthly"], there["max_share"]) == (3, 0, 12, 80)
+    assert parse_name(there["place"]).path == "s3://b/x/a"
+    verified = {step.kind: understood(step) for step in steps_of(VERIFIED, "full")}
+    assert verified["backup"]["verify_after"] == "source"
+    assert (verified["backup"]["raw"], verified["backup"]["whole_blocks"]) == (True, True)
+    assert verified["retention"]["max_share"] == 90
+    cloned = understood(steps_of(CLONE, "clone")[0])
+    assert (cloned["delta"], cloned["partitions"], cloned["target_serial"]) == (True, "1,3", "S1")
 
 
 def outcome_with(plan: Plan, failing: Collection[str]) -> RunRecord:
@@ -136,6 +190,10 @@ def test_nothing_is_deleted_after_a_failure() -> None:
         found = became(WHOLE, failing)
         assert (found["retention a"], found["retention b-c"]) == ("skipped", "skipped"), failing
         assert (found["failed 1"], found["after 1"]) == ("ok", "ok"), failing
+    for failing in ("backup b-c", "verify a", "copy s3://b/x/", "before 1"):
+        assert became(WHOLE, failing)["retention a at s3://b/x/"] == "skipped", failing
+    assert became(WHOLE, "copy /mnt/nas")["retention a at s3://b/x/"] == "ok"
+    assert became(WHOLE, "retention a at s3://b/x/")["retention a"] == "ok"
     assert became(WHOLE, "backup a")["backup b-c"] == "ok"
     assert became(WHOLE, "backup a")["verify a"] == "ok"
     assert became(WHOLE, "verify a")["copy /mnt/nas"] == "skipped"

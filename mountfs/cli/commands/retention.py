@@ -28,9 +28,9 @@ from imageformat.storage.places import is_remote
 from mountfs.cli.chart import svg_chart, text_chart
 from mountfs.cli.command import command
 from mountfs.cli.images import parse_name
-from mountfs.cli.quantities import parse_part, parse_size, parse_span
 from mountfs.cli.removal import carry_out
 from mountfs.cli.render import Cell, Column, Renderer, counted, format_size, format_time
+from mountfs.quantities import parse_part, parse_size, parse_span
 from mountfs.session import Session
 
 SIMULATE = "simulate"
@@ -201,7 +201,7 @@ def _zone(name: str | None) -> tzinfo | None:
 
 def _interval(text: str) -> timedelta:
     span = parse_span(text)
-    if not span:
+    if span < 3600:
         raise UsageError("--every is at least 1h")
     return timedelta(seconds=span)
 

@@ -16,11 +16,11 @@ from imageformat.repository import Access, Point
 from mountfs.cli.command import At, PointName, Threads, command
 from mountfs.cli.images import ImageName, parse_name
 from mountfs.cli.problems import causes, dependents_text
-from mountfs.cli.quantities import Budget, parse_budget
 from mountfs.cli.render import Renderer, counted, format_size, format_time
 from mountfs.cli.reports import damage_result, point_result, show_damages
 from mountfs.cli.unreadable import show_unreadable, unreadable_result
 from mountfs.damage import name_damage
+from mountfs.quantities import Budget, parse_budget
 from mountfs.session import Session
 from mountfs.unreadable import Unreadable, find_unreadable
 

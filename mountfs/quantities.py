@@ -1,4 +1,4 @@
-"""Spans of time, sizes and shares as people type them."""
+"""Spans of time, sizes and shares as people type them: on a command line and in a plan. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from imageformat.errors import UsageError
 
-_SPANS = {"h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
+_SPANS = {"min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
 _SIZES = {"": 1, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 _SIZE = re.compile(r"(\d{1,19})(?:\.(\d{1,3}))? ?(?:([KMGTP])(?:i?B)?)?", re.ASCII | re.IGNORECASE)
 _LONGEST = 1000 * _SPANS["y"]
@@ -15,14 +15,14 @@ _LARGEST = 1 << 60
 
 
 def parse_span(text: str) -> int:
-    """Return seconds: ``36h``, ``30d``, ``8w``, ``2y`` (of 365 days).
+    """Return seconds: ``30min``, ``36h``, ``30d``, ``8w``, ``2y`` (of 365 days).
 
     Raises:
         UsageError: it is no span of time, or one longer than 1000 years.
     """
-    match = re.fullmatch(r"(\d{1,9}) ?([hdwy])", text, re.ASCII)
+    match = re.fullmatch(r"(\d{1,9}) ?(min|h|d|w|y)", text, re.ASCII)
     if match is None or int(match[1]) * _SPANS[match[2]] > _LONGEST:
-        raise UsageError(f"'{text}' is no span of time: use 36h, 30d, 8w or 2y")
+        raise UsageError(f"'{text}' is no span of time: use 30min, 36h, 30d, 8w or 2y")
     return int(match[1]) * _SPANS[match[2]]
 
 
