@@ -108,7 +108,7 @@ Changed = Annotated[
     typer.Option(
         "--changed",
         metavar="HOW",
-        help="What knows which blocks changed: auto, scan (read everything), dirty-bitmap, reflink.",
+        help="What knows which blocks changed: auto, scan (read everything), dirty-bitmap, reflink, lvm-thin.",
     ),
 ]
 NextBitmap = Annotated[
