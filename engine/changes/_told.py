@@ -25,6 +25,7 @@ _MAX_LINE = 1024
 _MAX_SAID = 400
 _MAX_NUMBER = 1 << 64
 _TAG = re.compile(r'<(/?)(\w+)((?: +\w+ ?= ?"[^"<>]*")*) *(/?)>')
+_NUMBER = re.compile(r"[0-9]{1,9}:[0-9]{1,9}")
 _ATTRIBUTE = re.compile(r'(\w+) ?= ?"([^"<>]*)"')
 
 
@@ -135,3 +136,15 @@ def device_folder(path: str) -> Path | None:
     """Return where the kernel describes a block device; None for anything else."""
     number = sysfs.device_number(path)
     return sysfs.block_folder(number) if number else None
+
+
+def path_of(number: str) -> str:
+    """Return the path of a device by its number, ``major:minor``.
+
+    Raises:
+        SnapshotError: there is none.
+    """
+    folder = sysfs.block_folder(number.strip()) if _NUMBER.fullmatch(number.strip()) else None
+    if folder is None:
+        raise SnapshotError(f"there is no device {number.strip()[:80]}")
+    return sysfs.device_path(folder)

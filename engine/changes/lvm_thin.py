@@ -6,7 +6,7 @@ what changes elsewhere, so the same block of the pool in the snapshots of the la
 the bytes that the last run read. Only what both have mapped to the same block is called unchanged.
 
 What ties a snapshot to a point are the UUIDs of the volume and of its pool, the number of the thin device in
-the pool, and the transaction that made it; LVM uses none of them twice.
+the pool, and the transaction that made it. A number is used again, a UUID and a transaction are not.
 
 Sources: lvmthin(7), thin_delta(8), Documentation/admin-guide/device-mapper/thin-provisioning.rst of Linux.
 """
@@ -20,7 +20,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from engine.changes import ChangeProvider, ChangesUnknownError, Mark, Wanted
-from engine.changes._told import SECTOR, device_folder, lines_of, metadata_snapshot, tags
+from engine.changes._told import SECTOR, device_folder, lines_of, metadata_snapshot, path_of, tags
 from engine.changes.knowledge import BlockRanges
 from engine.devices import sysfs
 from engine.snapshots import lvm, programs
@@ -78,8 +78,8 @@ class ThinSnapshots:
         try:
             before = self._find(self._kept["vg_name"], name)
             check_tied(before, self._kept, mark)
-            pool = _device(self._mapped_id, self._kept["pool_lv_uuid"], "tpool")
-            metadata = _device(self._mapped_id, self._kept["pool_lv_uuid"], "tmeta")
+            pool = path_of(programs.run(*number_command(self._mapped_id, self._kept["pool_lv_uuid"])))
+            metadata = path_of(metadata_number(programs.run("dmsetup", "table", pool)))
         except SnapshotError as error:
             raise ChangesUnknownError(
                 f"the snapshot that the parent began cannot be used: {error}"
@@ -173,20 +173,27 @@ def same_blocks(lines: Iterable[str], before: int, now: int, size: int) -> Itera
         raise ChangesUnknownError(f"thin_delta tells something that is not understood: {tag.name}")
 
 
-def number_command(uuid: str) -> list[str]:
-    """Return the command that tells the number of a device of the device mapper; pure."""
+def number_command(mapped_id: str, pool: str) -> list[str]:
+    """Return the command that tells the number of the device of a pool by the UUID that LVM gave it; pure.
+
+    Args:
+        mapped_id: The UUID of a device of the same group.
+        pool: The UUID of the pool.
+    """
     shown = ["--columns", "--noheadings", "--separator", ":", "--options", "major,minor"]
-    return ["dmsetup", "info", *shown, "--uuid", uuid]
+    return ["dmsetup", "info", *shown, "--uuid", f"LVM-{mapped_id[_GROUP]}{pool.replace('-', '')}-tpool"]
 
 
-def _device(mapped_id: str, pool: str, part: str) -> str:
-    """Return the path of a device of a pool by the UUID that LVM gave it."""
-    uuid = f"LVM-{mapped_id[_GROUP]}{pool.replace('-', '')}-{part}"
-    told = programs.run(*number_command(uuid))
-    folder = sysfs.block_folder(told.strip())
-    if folder is None:
-        raise SnapshotError(f"there is no device {uuid}")
-    return sysfs.device_path(folder)
+def metadata_number(table: str) -> str:
+    """Return the number of the device that the metadata of a pool are on, from the table of the pool.
+
+    Raises:
+        SnapshotError: it is no pool.
+    """
+    words = table.split()
+    if len(words) < 4 or words[2] != "thin-pool" or table.strip().count("\n"):
+        raise SnapshotError(f"it is no pool: {table.strip()[:80]}")
+    return words[3]
 
 
 def _volume_of(path: str) -> str:

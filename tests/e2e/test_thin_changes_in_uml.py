@@ -1,4 +1,4 @@
-"""What changed in thin volumes, told by their pool, in a kernel that has them: User-mode Linux.
+"""What changed in thin volumes and devices of dm-era, told by a kernel that has them: User-mode Linux.
 
 Inside, a volume is imaged again and again, and copied whole; outside, images and copies must be equal. How
 much was read is what the disk below says.
@@ -10,6 +10,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,12 @@ global { locking_dir="/mnt/lock" }
 backup { backup=0
   archive=0 }
 """
+_SCRIBBLE = """
+import os, random, sys
+fd = os.open(sys.argv[1], os.O_WRONLY)
+while True:
+    os.pwrite(fd, os.urandom(4096), random.randrange(10000) * 4096)
+"""
 _START = r"""
 mount -t sysfs sysfs /sys
 mkdir /dev/shm /mnt/tmp
@@ -46,10 +53,13 @@ cd {folder}
 random() {{ dd if=/dev/urandom of=$1 bs=4k seek=$2 count=$3 conv=notrunc,fsync 2>/dev/null; }}
 # Images a device; says how many sectors of the disk were read for it.
 backup() {{ before=$(awk '{{print $3}}' /sys/block/ubda/stat)
-  {python} -m mountfs backup $1 repo --set $2 --raw --block-size 4 --changed $3 --json >$4.json || {{ cat $4.json; false; }}
+  {python} -m mountfs backup $1 repo --set $2 --raw --block-size 4 --changed $3 --json >$4.json \
+    || {{ cat $4.json; false; }}
   after=$(awk '{{print $3}}' /sys/block/ubda/stat)
   echo $((after - before)) >$4.read; }}
 whole() {{ dd if=$1 of=$2.img bs=1M iflag=direct 2>/dev/null; }}
+scribbling() {{ {python} scribble.py $1 & scribbler=$!; sleep 0.5; }}
+resting() {{ kill -9 $scribbler; wait $scribbler || true; sync; }}
 kept() {{ lvs --noheadings -o lv_name | grep -o 'mountfs-kept-.*'; }}
 """
 _STILL = r"""
@@ -70,6 +80,9 @@ whole $thin second
 test $(kept | wc -l) = 1
 test -z "$(dmsetup ls | grep mountfs- || true)"
 dmsetup status vg--1-pool-tpool | cut -d' ' -f7 | grep -x -e -
+scribbling $thin
+backup $thin thin auto moving
+resting
 backup $thin thin auto third
 whole $thin third
 # Of the same name, and not the one.
@@ -101,6 +114,34 @@ for round in first second third; do
 done
 kill -9 $writer; wait $writer || true; umount /mnt/top
 """
+_ERA = r"""
+sectors=$(blockdev --getsz /dev/ubda)
+begun() {{ dmsetup create era --table "0 $sectors era /dev/ubdb /dev/ubda 128"; }}
+begun
+era=/dev/mapper/era
+random $era 0 10000
+backup $era era dm-era first
+whole $era first
+random $era 100 1
+random $era 3000 200
+backup $era era auto second
+whole $era second
+scribbling $era
+backup $era era auto moving
+resting
+backup $era era auto third
+whole $era third
+dmsetup status era | cut -d' ' -f7 | grep -x -e -
+dmsetup remove era
+random /dev/ubda 5000 10
+begun
+backup $era era auto fourth
+whole $era fourth
+mke2fs -q -t ext4 $era
+mount $era /mnt/top
+backup "$era --snapshot none" era dm-era fifth
+umount /mnt/top
+"""
 
 
 def _inside(folder: Path, part: str, disks: list[Path]) -> None:
@@ -128,6 +169,7 @@ def folder(tmp_path: Path) -> Path:
     require_root()
     require_tool("linux.uml", "insmod", "lvcreate", "dmsetup", "thin_delta", "era_invalidate", "e2fsck")
     (tmp_path / "lvm.conf").write_text(_LVM)
+    (tmp_path / "scribble.py").write_text(_SCRIBBLE)
     (tmp_path / "writer.py").write_text(writers.SCRIPT)
     return tmp_path
 
@@ -138,7 +180,7 @@ def _restored(folder: Path, name: str, point: int) -> Path:
     return target
 
 
-def _told(folder: Path, name: str) -> tuple[dict[str, object], int]:
+def _told(folder: Path, name: str) -> tuple[dict[str, Any], int]:
     changes = json.loads((folder / f"{name}.json").read_text())["changes"]
     return changes, int((folder / f"{name}.read").read_text()) * 512
 
@@ -146,14 +188,14 @@ def _told(folder: Path, name: str) -> tuple[dict[str, object], int]:
 def test_thin_volumes_are_read_where_they_changed(folder: Path) -> None:
     _inside(folder, _STILL, [_disk(folder / "a", 256 * MIB)])
     names = ("first", "second", "third", "fourth")
-    for number, name in enumerate(names, 1):
+    for number, name in zip((1, 2, 4, 5), names, strict=True):
         assert digest_of(_restored(folder, "thin", number)) == digest_of(folder / f"{name}.img"), name
-    (_, all_read), (changes, read), (idle, _), (doubted, doubted_read) = (_told(folder, n) for n in names)
+    (_, all_read), (changes, read), (after, _), (doubted, doubted_read) = (_told(folder, n) for n in names)
     assert all_read > 38 * MIB
-    assert changes["tracker"] == idle["tracker"] == doubted["tracker"] == "lvm-thin"
+    assert changes["tracker"] == after["tracker"] == doubted["tracker"] == "lvm-thin"
     assert 33 * MIB < changes["inherited_bytes"] < 37 * MIB, changes
     assert read < 12 * MIB  # 2 MiB changed; 4 MiB are samples; and what LVM reads of its own
-    assert idle["inherited_bytes"] > 35 * MIB
+    assert not after["reason"]
     assert "another one" in str(doubted["reason"])
     assert not doubted["inherited_bytes"]
     assert doubted_read > 35 * MIB
@@ -169,3 +211,19 @@ def test_thin_volumes_are_imaged_while_they_are_written(folder: Path) -> None:
         changes, read = _told(folder, name)
         assert changes["inherited_bytes"] > 20 * MIB, changes
         assert read < 30 * MIB
+
+
+def test_devices_of_dm_era_are_read_where_they_were_written(folder: Path) -> None:
+    _inside(folder, _ERA, [_disk(folder / "a", 64 * MIB), _disk(folder / "b", 8 * MIB)])
+    names = ("first", "second", "third", "fourth")
+    for number, name in zip((1, 2, 4, 5), names, strict=True):
+        assert digest_of(_restored(folder, "era", number)) == digest_of(folder / f"{name}.img"), name
+    (_, all_read), (changes, read), (after, _), (doubted, doubted_read) = (_told(folder, n) for n in names)
+    assert all_read > 60 * MIB
+    assert changes["tracker"] == after["tracker"] == doubted["tracker"] == "dm-era"
+    assert 60 * MIB < changes["inherited_bytes"] < 64 * MIB, changes
+    assert read < 10 * MIB  # 1 MiB was written; 4 MiB are samples
+    assert not after["reason"]
+    assert "started again" in str(doubted["reason"])
+    assert doubted_read > 60 * MIB
+    assert "mounted" in str(_told(folder, "fifth")[0]["reason"])
