@@ -199,11 +199,11 @@ def _opened(wanted: Wanted) -> Eras:
 
 def _suits(wanted: Wanted) -> bool:
     """It lets the device stand for a moment, so it goes on by itself only where it was asked for once."""
-    if device_folder(wanted.source.identity.path) is None:
+    if _folder(wanted) is None:
         return False
     marks = wanted.marks()
     last = marks[-1] if marks else None
-    return last is not None and last.get("tracker") == NAME and _folder(wanted) is not None
+    return last is not None and last.get("tracker") == NAME
 
 
 PLUGIN = ChangeProvider(NAME, _opened, _suits)

@@ -61,9 +61,9 @@ class Pool:
         self.content[block * BLOCK : (block + 1) * BLOCK] = bytes(min(BLOCK, SIZE - block * BLOCK))
 
     def metadata(self) -> str:
+        places = BLOCKS**2
         text = [
-            '<superblock uuid="" time="9" transaction="9" data_block_size="128" '
-            f'nr_data_blocks="{self._next}">'
+            f'<superblock uuid="" time="9" transaction="9" data_block_size="128" nr_data_blocks="{places}">'
         ]
         for number, (mapping, _) in enumerate(self.kept, 1):
             text.append(
