@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAME = "dm-era"
-_SETTLE = 'dmsetup suspend "$1"; dmsetup resume "$1"'
+_SETTLE = '"$1" suspend "$2"; ended=$?; "$1" resume "$2" && exit $ended'
 """In one program that ends by itself: killed in between, we would leave the device suspended."""
 
 
@@ -54,7 +54,7 @@ class Eras:
             programs.run("dmsetup", "message", self._device, "0", "checkpoint")
             era = self._era()
             # A write of an older era may still be on its way: it must arrive before the first read.
-            programs.run("sh", "-c", _SETTLE, "sh", self._device)
+            programs.run("sh", "-c", _SETTLE, "sh", programs.find("dmsetup") or "dmsetup", self._device)
             if era <= before or self._tie() != tie:
                 raise SnapshotError("it began no new era")
         except SnapshotError as error:

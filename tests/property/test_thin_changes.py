@@ -183,7 +183,7 @@ def test_commands_and_tables_of_the_tools() -> None:
     with pytest.raises(SnapshotError):
         keep_command({**volume, "segtype": "linear"}, "name", "tag")
     # Recorded with lvm2 2.03 on Linux 6.1.
-    assert metadata_number("0 327680 thin-pool 254:0 254:1 128 0 0 \n") == "254:0"
+    assert metadata_number("0 327680 thin-pool 254:1 254:2 128 0 0 \n") == "254:1"
     for table in (
         "",
         "0 8 linear 98:0 0\n",

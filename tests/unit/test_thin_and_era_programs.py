@@ -77,12 +77,12 @@ class Machine:
             case ["lvremove", _]:
                 self.kept = [volume for volume in self.kept if f"vg/{volume['lv_name']}" != command[-1]]
             case ["dmsetup", "table"]:
-                pool = "0 327680 thin-pool 254:0 254:1 128 0 0 \n"
+                pool = "0 327680 thin-pool 254:1 254:2 128 0 0 \n"
                 return pool if command[2] == "/dev/pool" else f"{self.table}\n"
             case ["dmsetup", "info"]:
                 return "pool"
             case ["dmsetup", "status"]:
-                return f"0 131072 era 8 24/2048 {self.era} -\n"
+                return f"0 131072 era 8 12/2048 {self.era} -\n"
             case ["dmsetup", "message"]:
                 self.era += command[-1] == "checkpoint"
         return ""
@@ -222,3 +222,17 @@ def test_devices_that_failed_tell_no_era(text: str) -> None:
     for read in (current_era, block_sectors):
         with pytest.raises(SnapshotError):
             read(text)
+
+
+@pytest.mark.parametrize("failing", ["", "suspend", "resume"])
+def test_a_device_that_stood_goes_on_and_a_failure_is_told(failing: str, tmp_path: Path) -> None:
+    tool = tmp_path / "dmsetup"
+    tool.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/log\ntest "$1" != "{failing}"\n')
+    tool.chmod(0o755)
+    settle = ("sh", "-c", dm_era._SETTLE, "sh", str(tool), "/dev/dm-0")
+    if failing:
+        with pytest.raises(SnapshotError):
+            programs.run(*settle)
+    else:
+        programs.run(*settle)
+    assert (tmp_path / "log").read_text() == "suspend /dev/dm-0\nresume /dev/dm-0\n"
