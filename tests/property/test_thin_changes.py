@@ -125,6 +125,9 @@ def test_a_recorded_report_is_read() -> None:
     lines = RECORDED.splitlines()
     assert list(same_blocks(lines, 1, 2, 100 * BLOCK)) == [(0, 3 * BLOCK), (12 * BLOCK, 15 * BLOCK)]
     assert list(same_blocks(lines, 1, 2, 13 * BLOCK + 1)) == [(0, 3 * BLOCK), (12 * BLOCK, 13 * BLOCK + 1)]
+    for size in ("0", "100", "4194304", "", "x"):
+        with pytest.raises(ChangesUnknownError):
+            list(same_blocks(RECORDED.replace('"128"', f'"{size}"').splitlines(), 1, 2, SIZE))
     for left, right in ((2, 1), (1, 3)):
         with pytest.raises(ChangesUnknownError):
             list(same_blocks(lines, left, right, SIZE))
