@@ -24,6 +24,7 @@ from engine.changes import ChangeProvider, ChangesUnknownError, Mark, Wanted
 from engine.devices.fiemap import Mapped, clone, is_realtime, mapped, same_place
 from engine.devices.mountinfo import mount_holding, mounts
 from engine.devices.sysfs import LOCAL
+from engine.snapshots.taking import PictureSource
 from imageformat import system
 from imageformat.errors import UsageError
 
@@ -41,9 +42,11 @@ class Reflinks:
 
     name = NAME
 
-    def __init__(self, path: Path, place: str) -> None:
+    def __init__(self, path: Path, place: str, picture: str = "") -> None:
+        """``picture`` is the copy that is read instead of the file; what is kept is of its moment."""
         key = hashlib.sha256(f"{place}\0{path}".encode(errors="surrogateescape")).hexdigest()[:16]
         self._path = path
+        self._picture = picture
         self._prefix = f".mountfs-{key}-"
         self._kept: Path | None = None
         self._problem = "no reflink was made"
@@ -53,7 +56,7 @@ class Reflinks:
         target = self._path.parent / f"{self._prefix}{secrets.token_hex(4)}.kept"
         try:
             with contextlib.ExitStack() as opened:
-                fd = _open(self._path, opened)
+                fd = _open(self._path, opened) if not self._picture else _open_picture(self._picture, opened)
                 kept = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | system.PRIVATE, 0o400)
                 opened.callback(os.close, kept)
                 self._kept = target
@@ -113,6 +116,13 @@ def _open(path: Path, opened: contextlib.ExitStack) -> int:
     return fd
 
 
+def _open_picture(path: str, opened: contextlib.ExitStack) -> int:
+    """Open what our own process made, which may be a link to a descriptor."""
+    fd = os.open(path, os.O_RDONLY | system.PRIVATE)
+    opened.callback(os.close, fd)
+    return fd
+
+
 def _check_tied(status: os.stat_result, mark: Mark) -> int:
     """Prove that a reflink is the one of the mark; its size."""
     found = {"inode": status.st_ino, "size": status.st_size, "changed_ns": status.st_ctime_ns}
@@ -140,7 +150,8 @@ def _can_be(wanted: Wanted) -> bool:
 def _opened(wanted: Wanted) -> Reflinks:
     if not _can_be(wanted):
         raise UsageError(f"--changed {NAME} is for image files on {' and '.join(sorted(FILE_SYSTEMS))}")
-    return Reflinks(Path(wanted.source.identity.path), wanted.place)
+    picture = wanted.source.place if isinstance(wanted.source, PictureSource) else ""
+    return Reflinks(Path(wanted.source.identity.path), wanted.place, picture)
 
 
 def _suits(wanted: Wanted) -> bool:

@@ -36,16 +36,21 @@ def unavailable(facts: SourceFacts) -> str | None:
     """See `SnapshotProvider.unavailable`."""
     if not facts.mapped_id.startswith(_PREFIX):
         return "it is no logical volume"
-    if len(facts.mapped_id) != len(_PREFIX) + _IDENTIFIER:
+    if not is_volume(facts.mapped_id):
         return "it is a part of a logical volume"
     if programs.find("lvcreate") is None:
         return "lvcreate is not installed (package lvm2)"
     return None
 
 
+def is_volume(mapped_id: str) -> bool:
+    """Whether a device of the device mapper is a whole logical volume, by its UUID."""
+    return mapped_id.startswith(_PREFIX) and len(mapped_id) == len(_PREFIX) + _IDENTIFIER
+
+
 def create(facts: SourceFacts, entry: Entry) -> Picture:
     """See `SnapshotProvider.create`."""
-    volume = _volume(facts.mapped_id)
+    volume = volume_of(facts.mapped_id)
     name = f"mountfs-{entry.id}"
     command = create_command(volume, name)
     entry.note(snapshot=f"{volume['vg_name']}/{name}", tag=name)
@@ -85,7 +90,7 @@ def remove(noted: Mapping[str, str]) -> None:
     if not snapshot:
         return
     group = snapshot.partition("/")[0]
-    for volume in _report(group, f"lv_tags={{{tag}}}"):
+    for volume in report(f"lv_tags={{{tag}}}", group):
         if f"{volume['vg_name']}/{volume['lv_name']}" == snapshot and tag in volume["lv_tags"].split(","):
             programs.run("lvremove", "--yes", "--quiet", snapshot)
 
@@ -110,27 +115,36 @@ def mounted_indirectly(facts: SourceFacts) -> tuple[MountEntry, ...]:
     return tuple(mount for mount in facts.written if mount.device != facts.number)
 
 
-def _volume(mapped_id: str) -> dict[str, str]:
-    """Find the volume by the UUID in the name that LVM gave its device."""
+def volume_of(mapped_id: str, columns: str = _COLUMNS) -> dict[str, str]:
+    """Find the volume by the UUID in the name that LVM gave its device.
+
+    Raises:
+        SnapshotError: there is none, or `lvs` fails.
+    """
     identifier = mapped_id[len(_PREFIX) + _IDENTIFIER // 2 :]
     parts = (6, 4, 4, 4, 4, 4, 6)
     cuts = [sum(parts[:number]) for number in range(len(parts) + 1)]
     uuid = "-".join(identifier[start:end] for start, end in pairwise(cuts))
-    found = _report(None, f"lv_uuid={uuid}")
+    found = report(f"lv_uuid={uuid}", columns=columns)
     if len(found) != 1:
         raise SnapshotError(f"lvs knows no logical volume {uuid}")
     return found[0]
 
 
-def _report(group: str | None, selection: str) -> list[dict[str, str]]:
+def report(selection: str, group: str | None = None, columns: str = _COLUMNS) -> list[dict[str, str]]:
+    """Ask `lvs` for the volumes of a selection; sizes are in bytes.
+
+    Raises:
+        SnapshotError: it fails, or says something else.
+    """
     told = programs.run(
-        "lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--options", _COLUMNS,
+        "lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--options", columns,
         "--select", selection, *((group,) if group else ()),
     )  # fmt: skip
-    return parse_report(told)
+    return parse_report(told, columns)
 
 
-def parse_report(text: str) -> list[dict[str, str]]:
+def parse_report(text: str, columns: str = _COLUMNS) -> list[dict[str, str]]:
     """Return the volumes that ``lvs --reportformat json`` describes, one each.
 
     Raises:
@@ -139,7 +153,7 @@ def parse_report(text: str) -> list[dict[str, str]]:
     try:
         rows = [row for part in json.loads(text)["report"] for row in part["lv"]]
         found = {(row["vg_name"], row["lv_name"]): {key: str(row[key]) for key in row} for row in rows}
-        needed = set(_COLUMNS.split(","))
+        needed = set(columns.split(","))
         if not all(needed <= volume.keys() for volume in found.values()):
             raise SnapshotError("the report of lvs makes no sense")
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -62,6 +62,8 @@ class PictureSource:
         self.sector_size = source.sector_size
         self.block_size = source.block_size
         self.provider = provider.name
+        self.place = picture.path
+        """The device or file that is read."""
         self._opened = opened
         self._source = source
         self._plugin = provider

@@ -18,9 +18,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from engine.changes import ChangesUnknownError
+from engine.changes import ChangesUnknownError, Wanted, reflink
 from engine.changes.reflink import Reflinks
 from engine.devices.fiemap import Mapped, same_place
+from engine.devices.source import open_source
+from engine.snapshots import taking
 from imageformat.repository import Repository
 from imageformat.storage.local import LocalStorage
 from support.content import noise, text
@@ -185,6 +187,34 @@ def test_reflink_that_was_touched_is_not_believed(folder: Path) -> None:
         third.settle(published=True)
         third.settle(published=False)
         assert not list(folder.glob(".mountfs-*"))
+
+
+def test_what_is_kept_is_of_the_moment_of_the_picture(folder: Path, tmp_path: Path) -> None:
+    disk = folder / "moving.img"
+    disk.write_bytes(noise(1, SIZE))
+    run("sync", disk)
+    source = open_source(str(disk))
+    still, _ = taking.take(source, taking.facts_of(source), "reflink", tmp_path / "journal", pytest.fail)
+    with closing(still):
+        # Neither in the picture nor, then, in what is kept of it.
+        with disk.open("r+b") as file:
+            file.seek(1 << 20)
+            file.write(noise(2, UNIT))
+            os.fsync(file.fileno())
+        provider = reflink.PLUGIN
+        first = provider.open(Wanted(still, "place"))
+        mark = first.begin()
+        assert mark is not None
+        first.settle(published=True)
+    with closing(open_source(str(disk))) as now:
+        second = provider.open(Wanted(now, "place"))
+        assert second.begin() is not None
+        known = list(second.unchanged(mark))
+        assert known or "compress" in _options(folder)
+        assert not any(offset < (1 << 20) + UNIT and end > 1 << 20 for offset, end in known)
+        second.settle(published=True)
+        second.settle(published=False)
+    disk.unlink()
 
 
 def test_backups_of_an_image_file_read_what_changed(folder: Path, tmp_path: Path) -> None:

@@ -108,7 +108,8 @@ Changed = Annotated[
     typer.Option(
         "--changed",
         metavar="HOW",
-        help="What knows which blocks changed: auto, scan (read everything), dirty-bitmap, reflink.",
+        help="What knows which blocks changed: auto, scan (read everything), dirty-bitmap, reflink, "
+        "lvm-thin, dm-era.",
     ),
 ]
 NextBitmap = Annotated[
