@@ -3,7 +3,8 @@
 A copy is a repository in its own right, with a retention of its own. What that deleted does not come back: by
 default only points younger than the youngest one that both have are copied, with all that they stand on.
 Each file is published whole and proven, parents before children, so that a copy that was interrupted is one
-that is merely older, and the next run goes on with the first file that is missing.
+that is merely older. The next run goes on inside of the first file that is missing: what was brought of it
+stays hidden there, and is not sent again as far as it proves equal to the source.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from imageformat.errors import (
     VerificationError,
 )
 from imageformat.selection import problem_error
+from imageformat.storage.unfinished import ContinuingStorage, ContinuingWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from imageformat.device import BlockDevice
     from imageformat.errors import MountfsError
     from imageformat.repository import ImageSet, Point, Repository
-    from imageformat.storage import ObjectInfo, Storage
+    from imageformat.storage import ObjectInfo, ObjectWriter, Storage
 
 CHUNK = 8 << 20
 """Read and written at a time."""
@@ -224,12 +226,13 @@ def copy_set(
     limit: RateLimit | None = None,
     planned: Callable[[CopyPlan], None] = lambda _plan: None,
     report: Callable[[CopyItem, int], None] = lambda _item, _count: None,
+    continued: Callable[[CopyItem, int], None] = lambda _item, _count: None,
 ) -> tuple[CopyPlan, tuple[CopyItem, ...]]:
     """Copy what is missing of a set; what was done, and of it what does not open at the target.
 
     The set is locked at the target meanwhile. ``planned`` is told the plan before anything is copied, and
-    ``report`` how many more bytes were copied or, with ``verify``, read back. What was copied before an error
-    stays, and is proven.
+    ``report`` how many more bytes were copied or, with ``verify``, read back; ``continued``, how many bytes of
+    a file proved to be there from an earlier run. What was copied before an error stays.
 
     Raises:
         VerificationError: what was written does not read back as it was; it was not published.
@@ -242,7 +245,15 @@ def copy_set(
         plan = plan_from(source, target, set_name, older=older)
         planned(plan)
         for item in plan.items:
-            copy_file(source.storage, target.storage, item, verify=verify, limit=limit, report=report)
+            copy_file(
+                source.storage,
+                target.storage,
+                item,
+                verify=verify,
+                limit=limit,
+                report=report,
+                continued=continued,
+            )
         found = {point.key: point for point in target.image_set(set_name).points}
     return plan, tuple(item for item in plan.items if item.point is not None and not _opens(item, found))
 
@@ -262,15 +273,31 @@ def copy_file(
     verify: bool,
     limit: RateLimit | None = None,
     report: Callable[[CopyItem, int], None] = lambda _item, _count: None,
+    continued: Callable[[CopyItem, int], None] = lambda _item, _count: None,
 ) -> None:
     """Copy one file and prove it: read back whole, or (without ``verify``) its size and both ends.
+
+    When it ends early, what was brought stays for the next run, unless it does not prove. ``limit`` counts
+    what is sent.
 
     Raises:
         VerificationError, StorageError, DestinationError, AccessDeniedError, NotFoundError
     """
     digest = xxhash.xxh3_128()
     device = source.open(item.key)
-    writer = target.create(item.key)
+    writer = _writer(source, target, item)
+    told = False
+
+    def pay(sent: int) -> None:
+        if limit is not None and sent > 0:
+            limit.pay(sent)
+
+    def tell(*, at_end: bool) -> None:
+        nonlocal told
+        reused = not told and isinstance(writer, ContinuingWriter) and writer.reused
+        if reused and (at_end or writer.sent):
+            told = True
+            continued(item, reused)
 
     def check(written: BlockDevice) -> None:
         if written.size != device.size:
@@ -290,15 +317,49 @@ def copy_file(
 
     try:
         for chunk in _chunks(device):
-            if limit is not None:
-                limit.pay(len(chunk))
-            writer.append(chunk)
+            pay(_append(writer, chunk))
             digest.update(chunk)
             report(item, len(chunk))
+            tell(at_end=False)
+        tell(at_end=True)
+        if isinstance(writer, ContinuingWriter):
+            pay(device.size - writer.reused - writer.sent)
         writer.commit(check)
+    except VerificationError:
+        raise
+    except BaseException:
+        if isinstance(writer, ContinuingWriter):
+            writer.suspend()
+        raise
     finally:
         writer.abort()
         device.close()
+
+
+def _writer(source: Storage, target: Storage, item: CopyItem) -> ObjectWriter:
+    if not isinstance(target, ContinuingStorage):
+        return target.create(item.key)
+    return target.go_on(item.key, content_identity(item, source.modified_ns(item.key)))
+
+
+def content_identity(item: CopyItem, modified_ns: int) -> str:
+    """Return what tells the content of a file of the source from any other: 32 hexadecimal digits. Pure.
+
+    An image of ours is told by its id, its root and its size; any other file by when it was last written.
+    """
+    info = item.point.info if item.point is not None and not item.point.is_foreign else None
+    facts = (info.id.hex, info.root.hex()) if info is not None else ("", str(modified_ns))
+    return xxhash.xxh3_128("\0".join((*facts, str(item.size), item.key)).encode()).hexdigest()
+
+
+def _append(writer: ObjectWriter, chunk: bytes) -> int:
+    """Add to a file; how many bytes were sent by that."""
+    if not isinstance(writer, ContinuingWriter):
+        writer.append(chunk)
+        return len(chunk)
+    before = writer.sent
+    writer.append(chunk)
+    return writer.sent - before
 
 
 def _chunks(device: BlockDevice) -> Iterator[bytes]:

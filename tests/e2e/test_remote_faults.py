@@ -196,7 +196,7 @@ WRITES_THAT_GO_ON = {
 def test_writing_goes_on(
     proxy: Proxy, storage: S3Storage, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("imageformat.storage.s3._PART_SIZES", ((10, 128 * KIB),))
+    monkeypatch.setattr("imageformat.storage._s3writer._PART_SIZES", ((10, 128 * KIB),))
     fault, parts = WRITES_THAT_GO_ON[name]
     fault = replace(fault, happened=0)
     proxy.faults.append(fault)
@@ -250,7 +250,7 @@ def test_a_write_that_fails_leaves_nothing(
     kind: type[MountfsError],
     words: str,
 ) -> None:
-    monkeypatch.setattr("imageformat.storage.s3._PART_SIZES", ((10, 128 * KIB),))
+    monkeypatch.setattr("imageformat.storage._s3writer._PART_SIZES", ((10, 128 * KIB),))
     proxy.faults.append(replace(fault, happened=0))
     with storage.exclusive("set/"):
         with pytest.raises(kind, match=words):
@@ -264,7 +264,7 @@ def test_a_server_that_keeps_less_than_it_acknowledges(
     proxy: Proxy, storage: S3Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The size of the object is right, and a part of it is not what was sent: only reading back tells."""
-    monkeypatch.setattr("imageformat.storage.s3._PART_SIZES", ((10, 128 * KIB),))
+    monkeypatch.setattr("imageformat.storage._s3writer._PART_SIZES", ((10, 128 * KIB),))
     sent = s3.bucket().client
 
     def exchange(request: Request) -> Answer:
