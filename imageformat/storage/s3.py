@@ -31,7 +31,7 @@ from imageformat.storage._s3writer import (
 from imageformat.storage.leases import LEASE_NAME, Note, leased
 from imageformat.storage.patience import DEFAULT_PATIENCE
 from imageformat.storage.ranges import RangeDevice
-from imageformat.storage.unfinished import is_kept, name_of_copy
+from imageformat.storage.unfinished import is_kept, is_of_copy, name_of_copy
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -194,7 +194,7 @@ class S3Storage:
         kept = set()
         for entry in found:
             name = entry.key.removeprefix(folder)
-            if is_kept(name, 0):
+            if is_of_copy(name):
                 told = parse_kept(self.bucket.get(entry.key, _LARGEST_NOTE) or b"")
                 if told and told.upload in uploads and is_kept(name, (now - entry.modified_ns) / 1e9):
                     kept.add(told.upload)

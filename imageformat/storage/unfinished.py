@@ -100,9 +100,14 @@ def name_of_copy(identity: str) -> str:
     return f".{identity}.copy.part"
 
 
+def is_of_copy(name: str) -> bool:
+    """Tell whether `name_of_copy` gave a name. Pure."""
+    return _NAME_OF_COPY.fullmatch(name) is not None
+
+
 def is_kept(name: str, age_s: float) -> bool:
     """Tell whether a file is what was left of a copy that may still be gone on with. Pure."""
-    return age_s <= KEPT_S and _NAME_OF_COPY.fullmatch(name) is not None
+    return age_s <= KEPT_S and is_of_copy(name)
 
 
 @runtime_checkable
