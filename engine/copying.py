@@ -12,33 +12,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import xxhash
-
+from engine.filecopy import copy_file
 from engine.merge import finish_removal
 from engine.proving import LEDGER_SUFFIX
 from imageformat.errors import (
     DestinationError,
     LockedError,
     SourceMismatchError,
-    VerificationError,
 )
 from imageformat.selection import problem_error
-from imageformat.storage.unfinished import ContinuingStorage, ContinuingWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from uuid import UUID
 
     from engine.devices.ratelimit import RateLimit
-    from imageformat.device import BlockDevice
     from imageformat.errors import MountfsError
     from imageformat.repository import ImageSet, Point, Repository
-    from imageformat.storage import ObjectInfo, ObjectWriter, Storage
-
-CHUNK = 8 << 20
-"""Read and written at a time."""
-_EDGE = 64 << 10
-"""Read back of each end of a file that is not verified."""
+    from imageformat.storage import ObjectInfo
 
 
 class CopyItem(NamedTuple):
@@ -231,8 +222,8 @@ def copy_set(
     """Copy what is missing of a set; what was done, and of it what does not open at the target.
 
     The set is locked at the target meanwhile. ``planned`` is told the plan before anything is copied, and
-    ``report`` how many more bytes were copied or, with ``verify``, read back; ``continued``, how many bytes of
-    a file proved to be there from an earlier run. What was copied before an error stays.
+    ``report`` how many more bytes were copied or, with ``verify``, read back; ``continued``, how many bytes
+    of a file proved to be there from an earlier run. What was copied before an error stays.
 
     Raises:
         VerificationError: what was written does not read back as it was; it was not published.
@@ -263,112 +254,6 @@ def _opens(item: CopyItem, found: Mapping[str, Point]) -> bool:
     if point is None:
         return False
     return point.problem is None or point.problem.error == LockedError.__name__
-
-
-def copy_file(
-    source: Storage,
-    target: Storage,
-    item: CopyItem,
-    *,
-    verify: bool,
-    limit: RateLimit | None = None,
-    report: Callable[[CopyItem, int], None] = lambda _item, _count: None,
-    continued: Callable[[CopyItem, int], None] = lambda _item, _count: None,
-) -> None:
-    """Copy one file and prove it: read back whole, or (without ``verify``) its size and both ends.
-
-    When it ends early, what was brought stays for the next run, unless it does not prove. ``limit`` counts
-    what is sent.
-
-    Raises:
-        VerificationError, StorageError, DestinationError, AccessDeniedError, NotFoundError
-    """
-    digest = xxhash.xxh3_128()
-    device = source.open(item.key)
-    writer = _writer(source, target, item)
-    told = False
-
-    def pay(sent: int) -> None:
-        if limit is not None and sent > 0:
-            limit.pay(sent)
-
-    def tell(*, at_end: bool) -> None:
-        nonlocal told
-        reused = not told and isinstance(writer, ContinuingWriter) and writer.reused
-        if reused and (at_end or writer.sent):
-            told = True
-            continued(item, reused)
-
-    def check(written: BlockDevice) -> None:
-        if written.size != device.size:
-            raise _different(item)
-        if verify:
-            again = xxhash.xxh3_128()
-            for chunk in _chunks(written):
-                again.update(chunk)
-                report(item, len(chunk))
-            if again.digest() != digest.digest():
-                raise _different(item)
-        else:
-            edge = min(_EDGE, device.size)
-            for offset in (0, device.size - edge):
-                if written.pread(offset, edge) != device.pread(offset, edge):
-                    raise _different(item)
-
-    try:
-        for chunk in _chunks(device):
-            pay(_append(writer, chunk))
-            digest.update(chunk)
-            report(item, len(chunk))
-            tell(at_end=False)
-        tell(at_end=True)
-        if isinstance(writer, ContinuingWriter):
-            pay(device.size - writer.reused - writer.sent)
-        writer.commit(check)
-    except VerificationError:
-        raise
-    except BaseException:
-        if isinstance(writer, ContinuingWriter):
-            writer.suspend()
-        raise
-    finally:
-        writer.abort()
-        device.close()
-
-
-def _writer(source: Storage, target: Storage, item: CopyItem) -> ObjectWriter:
-    if not isinstance(target, ContinuingStorage):
-        return target.create(item.key)
-    return target.go_on(item.key, content_identity(item, source.modified_ns(item.key)))
-
-
-def content_identity(item: CopyItem, modified_ns: int) -> str:
-    """Return what tells the content of a file of the source from any other: 32 hexadecimal digits. Pure.
-
-    An image of ours is told by its id, its root and its size; any other file by when it was last written.
-    """
-    info = item.point.info if item.point is not None and not item.point.is_foreign else None
-    facts = (info.id.hex, info.root.hex()) if info is not None else ("", str(modified_ns))
-    return xxhash.xxh3_128("\0".join((*facts, str(item.size), item.key)).encode()).hexdigest()
-
-
-def _append(writer: ObjectWriter, chunk: bytes) -> int:
-    """Add to a file; how many bytes were sent by that."""
-    if not isinstance(writer, ContinuingWriter):
-        writer.append(chunk)
-        return len(chunk)
-    before = writer.sent
-    writer.append(chunk)
-    return writer.sent - before
-
-
-def _chunks(device: BlockDevice) -> Iterator[bytes]:
-    for offset in range(0, device.size, CHUNK):
-        yield device.pread(offset, min(CHUNK, device.size - offset))
-
-
-def _different(item: CopyItem) -> VerificationError:
-    return VerificationError(f"{item.key}: does not read back as it was written; it was not published")
 
 
 class CopyAt(NamedTuple):

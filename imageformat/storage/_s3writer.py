@@ -13,7 +13,7 @@ from imageformat.errors import DestinationError, MountfsError, NotFoundError
 from imageformat.storage._s3requests import ExistsAlreadyError, md5_tag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from imageformat.device import BlockDevice
     from imageformat.storage.s3 import S3Storage

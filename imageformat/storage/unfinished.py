@@ -1,4 +1,4 @@
-"""Objects that were not finished, and can be gone on with: what a killed backup or copy had stored by then."""
+"""Objects that were not finished, and can be gone on with: what a killed backup or copy had stored."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from engine import copying
+from engine import copying, filecopy
 from imageformat.repository import Repository
 from imageformat.storage import _s3writer, _sftpwriter, localwriter
 from imageformat.storage.local import LocalStorage
@@ -20,7 +20,7 @@ PIECE = 640 << 10
 
 def in_pieces() -> None:
     """Make everything small that is large."""
-    copying.CHUNK = PIECE
+    filecopy.CHUNK = PIECE
     _s3writer._PART_SIZES = ((10_000, PIECE),)
     _sftpwriter._BUFFER = PIECE
     localwriter._BUFFER = PIECE

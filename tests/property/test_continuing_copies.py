@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import UUID
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.copying import CopyItem, content_identity
+from engine.copying import CopyItem
+from engine.filecopy import content_identity
 from imageformat.storage import _s3writer, localwriter
 from imageformat.storage.local import LocalStorage
 from imageformat.storage.unfinished import KEPT_S, is_kept, name_of_copy
@@ -28,7 +30,7 @@ FATES = ("missing", "right", "tampered", "short", "empty")
 
 def pieces(content: bytes, cuts: list[int]) -> list[bytes]:
     places = sorted({0, len(content), *(cut % (len(content) + 1) for cut in cuts)})
-    return [content[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [content[start:end] for start, end in pairwise(places)]
 
 
 class OneUpload:
@@ -98,7 +100,7 @@ def test_parts_of_an_upload(fates: list[str], cuts: list[int]) -> None:
     assert bucket.notes == set()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     kept=st.integers(0, len(SOURCE)),
     damage=st.none() | st.integers(0, len(SOURCE) - 1),
@@ -111,9 +113,8 @@ def test_a_part_file(kept: int, damage: int | None, extra: bytes, cuts: list[int
     left = bytearray(SOURCE[:kept] + extra)
     if damage is not None and damage < len(left):
         left[damage] ^= 1
-    right = next(
-        (at for at, (a, b) in enumerate(zip(left, SOURCE, strict=False)) if a != b), min(len(left), len(SOURCE))
-    )
+    both = enumerate(zip(left, SOURCE, strict=False))
+    right = next((at for at, (a, b) in both if a != b), min(len(left), len(SOURCE)))
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(localwriter, "_BUFFER", 3000)
         storage = LocalStorage(Path(folder))
@@ -142,6 +143,7 @@ def test_a_part_file(kept: int, damage: int | None, extra: bytes, cuts: list[int
         assert not list((Path(folder) / "set").glob(".*.part"))
 
 
+@settings(max_examples=30)
 @given(age=st.floats(-1e6, 1e9), name=st.text() | st.just(name_of_copy(IDENTITY)))
 def test_what_is_swept_up(age: float, name: str) -> None:
     assert is_kept(name, age) == (name == name_of_copy(IDENTITY) and age <= KEPT_S)

@@ -73,8 +73,7 @@ def run(
     """Copy what is missing: whole image files, oldest first, each proven before it gets its name.
 
     The copy is a repository of its own: list, mount, cp, verify and restore work on DEST directly, and so
-    does retention: points that it deleted there are not copied again. After an interruption, run it again:
-    it goes on inside of the file.
+    does retention: points that it deleted there are not copied again. After an interruption, run it again.
     """
     name = parse_name(source)
     if name.selector is not None:
