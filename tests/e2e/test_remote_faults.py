@@ -260,6 +260,32 @@ def test_a_write_that_fails_leaves_nothing(
     nothing_is_left(storage, ["set/.lock"])
 
 
+def test_what_a_failing_server_took_is_gone_on_with(
+    proxy: Proxy, storage: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imageformat.storage._s3writer._PART_SIZES", ((10, 128 * KIB),))
+    with storage.exclusive("set/"):
+        writer = storage.go_on("set/one", "ab" * 16)
+        proxy.faults.append(Fault(is_part, refusal(500, "InternalError"), times=99, skip=1))
+        writer.append(CONTENT)
+        with pytest.raises(DestinationError, match="given up"):
+            writer.commit()
+        assert writer.suspend()
+        writer.abort()
+        proxy.faults.clear()
+        assert names(storage) == []
+        before = len([request for request in proxy.seen if is_part(request)])
+        again = storage.go_on("set/one", "ab" * 16)
+        again.append(CONTENT)
+        again.commit(lambda device: check(device.pread(0, device.size), CONTENT))
+        again.abort()
+    parts = [len(request.body) for request in proxy.seen if is_part(request)][before:]
+    assert len(parts) == 2, "one of three was there"
+    assert again.reused + sum(parts) == len(CONTENT)
+    assert read(storage) == CONTENT
+    nothing_is_left(storage, ["set/.lock", "set/one"])
+
+
 def test_a_server_that_keeps_less_than_it_acknowledges(
     proxy: Proxy, storage: S3Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
