@@ -212,7 +212,8 @@ class S3ContinuingWriter(S3ObjectWriter):
         self.reused = 0
         self.sent = 0
         if kept is not None:
-            self._known = self._bucket.parts(self._full, kept.upload)
+            with contextlib.suppress(MountfsError):  # who may not list parts sends them again
+                self._known = self._bucket.parts(self._full, kept.upload)
             self._bucket.put(note, pack_kept(kept))  # it is young again
             self._id, self._upload = kept
 
