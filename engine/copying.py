@@ -3,7 +3,8 @@
 A copy is a repository in its own right, with a retention of its own. What that deleted does not come back: by
 default only points younger than the youngest one that both have are copied, with all that they stand on.
 Each file is published whole and proven, parents before children, so that a copy that was interrupted is one
-that is merely older, and the next run goes on with the first file that is missing.
+that is merely older. The next run goes on inside of the first file that is missing: what was brought of it
+stays hidden there, and is not sent again as far as it proves equal to the source.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import xxhash
-
+from engine.filecopy import copy_file
 from engine.merge import finish_removal
 from engine.proving import LEDGER_SUFFIX
 from imageformat.errors import (
     DestinationError,
     LockedError,
     SourceMismatchError,
-    VerificationError,
 )
 from imageformat.selection import problem_error
 
@@ -28,15 +27,9 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from engine.devices.ratelimit import RateLimit
-    from imageformat.device import BlockDevice
     from imageformat.errors import MountfsError
     from imageformat.repository import ImageSet, Point, Repository
-    from imageformat.storage import ObjectInfo, Storage
-
-CHUNK = 8 << 20
-"""Read and written at a time."""
-_EDGE = 64 << 10
-"""Read back of each end of a file that is not verified."""
+    from imageformat.storage import ObjectInfo
 
 
 class CopyItem(NamedTuple):
@@ -224,12 +217,13 @@ def copy_set(
     limit: RateLimit | None = None,
     planned: Callable[[CopyPlan], None] = lambda _plan: None,
     report: Callable[[CopyItem, int], None] = lambda _item, _count: None,
+    continued: Callable[[CopyItem, int], None] = lambda _item, _count: None,
 ) -> tuple[CopyPlan, tuple[CopyItem, ...]]:
     """Copy what is missing of a set; what was done, and of it what does not open at the target.
 
     The set is locked at the target meanwhile. ``planned`` is told the plan before anything is copied, and
-    ``report`` how many more bytes were copied or, with ``verify``, read back. What was copied before an error
-    stays, and is proven.
+    ``report`` how many more bytes were copied or, with ``verify``, read back; ``continued``, how many bytes
+    of a file proved to be there from an earlier run. What was copied before an error stays.
 
     Raises:
         VerificationError: what was written does not read back as it was; it was not published.
@@ -242,7 +236,15 @@ def copy_set(
         plan = plan_from(source, target, set_name, older=older)
         planned(plan)
         for item in plan.items:
-            copy_file(source.storage, target.storage, item, verify=verify, limit=limit, report=report)
+            copy_file(
+                source.storage,
+                target.storage,
+                item,
+                verify=verify,
+                limit=limit,
+                report=report,
+                continued=continued,
+            )
         found = {point.key: point for point in target.image_set(set_name).points}
     return plan, tuple(item for item in plan.items if item.point is not None and not _opens(item, found))
 
@@ -252,62 +254,6 @@ def _opens(item: CopyItem, found: Mapping[str, Point]) -> bool:
     if point is None:
         return False
     return point.problem is None or point.problem.error == LockedError.__name__
-
-
-def copy_file(
-    source: Storage,
-    target: Storage,
-    item: CopyItem,
-    *,
-    verify: bool,
-    limit: RateLimit | None = None,
-    report: Callable[[CopyItem, int], None] = lambda _item, _count: None,
-) -> None:
-    """Copy one file and prove it: read back whole, or (without ``verify``) its size and both ends.
-
-    Raises:
-        VerificationError, StorageError, DestinationError, AccessDeniedError, NotFoundError
-    """
-    digest = xxhash.xxh3_128()
-    device = source.open(item.key)
-    writer = target.create(item.key)
-
-    def check(written: BlockDevice) -> None:
-        if written.size != device.size:
-            raise _different(item)
-        if verify:
-            again = xxhash.xxh3_128()
-            for chunk in _chunks(written):
-                again.update(chunk)
-                report(item, len(chunk))
-            if again.digest() != digest.digest():
-                raise _different(item)
-        else:
-            edge = min(_EDGE, device.size)
-            for offset in (0, device.size - edge):
-                if written.pread(offset, edge) != device.pread(offset, edge):
-                    raise _different(item)
-
-    try:
-        for chunk in _chunks(device):
-            if limit is not None:
-                limit.pay(len(chunk))
-            writer.append(chunk)
-            digest.update(chunk)
-            report(item, len(chunk))
-        writer.commit(check)
-    finally:
-        writer.abort()
-        device.close()
-
-
-def _chunks(device: BlockDevice) -> Iterator[bytes]:
-    for offset in range(0, device.size, CHUNK):
-        yield device.pread(offset, min(CHUNK, device.size - offset))
-
-
-def _different(item: CopyItem) -> VerificationError:
-    return VerificationError(f"{item.key}: does not read back as it was written; it was not published")
 
 
 class CopyAt(NamedTuple):

@@ -84,11 +84,17 @@ NOTHING: Mapping[str, object] = {}
 _CONDITION = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412"})
 _BROKEN = (BotoConnectionError, HTTPClientError, IncompleteReadError, HTTPError, OSError)
 """A connection that was not made, or ended before the answer did."""
+_OF_BUCKETS = frozenset({"list_objects_v2", "list_multipart_uploads"})
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _WRITER = "mountfs-writer"
 _CHUNK = 1 << 20
 _PROGRESS = 64 << 10
 """An answer that brought less before it broke counts as a failure, so that there is an end."""
+
+
+def md5_tag(content: bytes) -> str:
+    """Return the entity tag of a part, as most servers make it."""
+    return f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'
 
 
 class ExistsAlreadyError(Exception):
@@ -269,6 +275,20 @@ class Bucket:
         )
         return str(answer["ETag"])
 
+    def parts(self, key: str, upload: str) -> dict[int, tuple[int, str]]:
+        """Return what an upload holds: by the numbers of the parts, their sizes and entity tags."""
+        found: dict[int, tuple[int, str]] = {}
+        after = 0
+        while True:
+            more = {"UploadId": upload, "PartNumberMarker": after}
+            page = self._call("list_parts", key, more, writing=True)
+            for entry in page.get("Parts", ()):
+                found[entry["PartNumber"]] = (entry["Size"], str(entry["ETag"]))
+            following = page.get("NextPartNumberMarker") or 0
+            if not page.get("IsTruncated") or following <= after:
+                return found
+            after = following
+
     def complete(self, key: str, upload: str, etags: list[str]) -> None:
         """Make an object of its parts.
 
@@ -330,7 +350,7 @@ class Bucket:
     def _try(
         self, operation: str, key: str, parameters: Mapping[str, object], *, writing: bool
     ) -> dict[str, Any]:
-        named = {} if operation.startswith("list_") else {"Key": key}
+        named = {} if operation in _OF_BUCKETS else {"Key": key}
 
         def attempt() -> dict[str, Any]:
             with self._said(key, writing=writing):

@@ -196,9 +196,12 @@ class Connection:
 
     async def let_go(self, path: str) -> None:
         """Close the handles of a path; only inside of an action."""
-        for name in [name for name, handle in self._handles.items() if name[0] == path and not handle.users]:
-            with suppress(asyncssh.SFTPError):
-                await self._handles.pop(name).file.close()
+        for name in [name for name in self._handles if name[0] == path]:
+            known = self._handles.get(name)
+            if known is not None and not known.users:  # it may have got one while another was closed
+                del self._handles[name]
+                with suppress(asyncssh.SFTPError):
+                    await known.file.close()
 
     def close(self) -> None:
         """End the connection and its thread; idempotent."""

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
@@ -18,7 +19,12 @@ from imageformat.errors import DestinationError, SetBusyError
 from imageformat.storage import ObjectInfo, StorageScheme
 from imageformat.storage.descriptors import DescriptorPool, LocalFile
 from imageformat.storage.failures import read_error, write_error
-from imageformat.storage.localwriter import LocalObjectWriter, LocalResumableWriter
+from imageformat.storage.localwriter import (
+    LocalContinuingWriter,
+    LocalObjectWriter,
+    LocalResumableWriter,
+)
+from imageformat.storage.unfinished import is_kept, name_of_copy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +42,7 @@ _NOTHING_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAM
 
 
 class LocalStorage:
-    """See `Storage` and `ResumableStorage`; keys are paths below one folder."""
+    """See `Storage`, `ResumableStorage` and `ContinuingStorage`; keys are paths below one folder."""
 
     def __init__(self, root: Path, *, max_open: int | None = None) -> None:
         self._root = system.long_path(root)
@@ -105,6 +111,12 @@ class LocalStorage:
         final = self._root / key
         self._make_folder(final.parent)
         return LocalObjectWriter(final, self._pool)
+
+    def go_on(self, key: str, identity: str) -> LocalContinuingWriter:
+        """See `ContinuingStorage.go_on`."""
+        final = self._root / key
+        self._make_folder(final.parent)
+        return LocalContinuingWriter(final, self._pool, final.with_name(name_of_copy(identity)))
 
     def create_resumable(self, key: str) -> LocalResumableWriter:
         """See `ResumableStorage.create_resumable`."""
@@ -185,7 +197,7 @@ class LocalStorage:
     def _remove_partials(self, folder: Path) -> None:
         try:
             for path in folder.glob(".*.part"):
-                if path.is_symlink() or not (path.is_dir() or path.name.endswith(_UNFINISHED)):
+                if path.is_symlink() or not (path.is_dir() or _stays(path)):
                     path.unlink(missing_ok=True)
         except OSError as error:
             raise write_error(error, folder) from error
@@ -211,6 +223,10 @@ class LocalStorage:
 
     def close(self) -> None:
         """Nothing is held: who opened a file closes it."""
+
+
+def _stays(part: Path) -> bool:
+    return part.name.endswith(_UNFINISHED) or is_kept(part.name, time.time() - part.stat().st_mtime)
 
 
 def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:

@@ -258,3 +258,49 @@ class LocalResumableWriter(LocalObjectWriter):
                 self._flush(all_of_it=True)
         self._close()
         return True
+
+
+class LocalContinuingWriter(LocalResumableWriter):
+    """See `ContinuingWriter`: what is there is read back, and cut where it is not what is appended."""
+
+    def __init__(self, final: Path, pool: DescriptorPool, part: Path) -> None:
+        super().__init__(final, pool, part, new=not part.exists())
+        self._found = super().position
+        self.reused = 0
+        self.sent = 0
+
+    @property
+    def position(self) -> int:
+        """See `ObjectWriter.position`."""
+        return self.reused + self.sent
+
+    def append(self, data: bytes) -> None:
+        """See `ObjectWriter.append`."""
+        self._refuse_after_failure()
+        known = self._known(data)
+        self.reused += known
+        if known < len(data):
+            super().append(data[known:])
+            self.sent += len(data) - known
+
+    def _known(self, data: bytes) -> int:
+        """Return how many bytes of what comes next are there; what is there instead of them is cut off."""
+        size = min(len(data), self._found - self.position)
+        if size > 0:
+            try:
+                if self.read(self.position, size) == data[:size]:
+                    return size
+            except DestinationError:
+                self._usable = True  # what cannot be read is brought again
+            self._cut_here()
+        return 0
+
+    def _cut_here(self) -> None:
+        self.cut(self.position)
+        self._found = self.position
+
+    def commit(self, check: Callable[[BlockDevice], None] | None = None) -> None:
+        """See `ObjectWriter.commit`."""
+        if self.position < self._found:
+            self._cut_here()
+        super().commit(check)

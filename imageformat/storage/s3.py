@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from imageformat.errors import (
     DestinationError,
@@ -22,177 +20,37 @@ from imageformat.errors import (
     UsageError,
 )
 from imageformat.storage import ObjectInfo, StorageScheme
-from imageformat.storage._s3requests import Bucket, ExistsAlreadyError, Stored
-from imageformat.storage.leases import Note, leased
+from imageformat.storage._s3requests import Bucket, Stored
+from imageformat.storage._s3writer import (
+    PENDING,
+    S3ContinuingWriter,
+    S3ObjectWriter,
+    parse_kept,
+    pending_note,
+)
+from imageformat.storage.leases import LEASE_NAME, Note, leased
 from imageformat.storage.patience import DEFAULT_PATIENCE
 from imageformat.storage.ranges import RangeDevice
+from imageformat.storage.unfinished import is_kept, is_of_copy, name_of_copy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from concurrent.futures import Future
+    from collections.abc import Collection, Iterator, Sequence
 
     from imageformat.device import BlockDevice
     from imageformat.storage.leases import Lease
     from imageformat.storage.patience import Patience
 
-MIB = 1 << 20
-_PART_SIZES = ((4000, 16 * MIB), (8000, 64 * MIB), (10_000, 512 * MIB))
-"""Up to which part, and its size: 10,000 parts are the most; together they hold 1.3 TiB."""
-_PARTS_AT_ONCE = 3
 _THREADS = 4
-_PENDING = ".pending"
+_LARGEST_NOTE = 4096
 _CACHE_NAME = ".catalog.json"
 _OWN_MARK = ".lock"
 """Says that a folder is ours: notes are kept there."""
-_LARGEST_CACHE = 256 * MIB
+_LARGEST_CACHE = 256 << 20
 _URL = re.compile(r"s3://(?:(?P<profile>[^@/]+)@)?(?P<bucket>[^/@]+)(?:/(?P<prefix>.*))?")
 
 
-class S3ObjectWriter:
-    """See `ObjectWriter`. Memory is bounded by the parts under way."""
-
-    def __init__(self, storage: S3Storage, key: str) -> None:
-        self._storage = storage
-        self._bucket = storage.bucket
-        self._key = key
-        self._full = storage.full_key(key)
-        self._id = uuid4().hex
-        self._buffer = bytearray()
-        self._sent = 0
-        self._upload = ""
-        self._parts: list[Future[str]] = []
-        self._under_way: deque[Future[str]] = deque()
-        self._usable = True
-
-    @property
-    def position(self) -> int:
-        """See `ObjectWriter.position`."""
-        return self._sent + len(self._buffer)
-
-    def append(self, data: bytes) -> None:
-        """See `ObjectWriter.append`."""
-        with self._attempt():
-            self._buffer += data
-            while len(self._buffer) > (size := self._next_size()):
-                self._send(bytes(self._buffer[:size]))
-                del self._buffer[:size]
-        self._usable = True
-
-    @contextlib.contextmanager
-    def _attempt(self) -> Iterator[None]:
-        """Do something that spoils the writer unless it succeeds."""
-        if not self._usable:
-            raise DestinationError(
-                f"{self._place}: nothing can be added after a failure or the end; start again"
-            )
-        self._usable = False
-        yield
-
-    @property
-    def _place(self) -> str:
-        return f"{self._storage.url}/{self._key}"
-
-    def _next_size(self) -> int:
-        number = len(self._parts) + 1
-        size = next((size for last, size in _PART_SIZES if number <= last), 0)
-        if not size:
-            raise DestinationError(
-                f"{self._place}: is larger than what an S3 server takes in {number - 1} parts"
-            )
-        return size
-
-    def _send(self, content: bytes) -> None:
-        if not self._upload:
-            self._upload = self._bucket.begin(self._full, self._id)
-        while len(self._under_way) >= (_PARTS_AT_ONCE if len(content) <= 16 * MIB else 1):
-            self._under_way.popleft().result()
-        number = len(self._parts) + 1
-        part = self._storage.pool.submit(self._bucket.put_part, self._full, self._upload, number, content)
-        self._parts.append(part)
-        self._under_way.append(part)
-        self._sent += len(content)
-
-    def commit(self, check: Callable[[BlockDevice], None] | None = None) -> None:
-        """See `ObjectWriter.commit`."""
-        with self._attempt():
-            size = self.position
-            if self._upload and self._buffer:
-                self._send(bytes(self._buffer))
-                self._buffer.clear()
-            etags = [part.result() for part in self._parts]
-            self._storage.check_lease(self._key)
-            if self._bucket.head(self._full) is not None:
-                raise self._exists()
-            try:
-                if check is not None:
-                    self._bucket.put(self._storage.full_key(_pending(self._key)), self._id.encode())
-                self._store(etags)
-                self._prove(size, check)
-                self._storage.check_lease(self._key)
-                if check is not None:
-                    self._bucket.delete(self._storage.full_key(_pending(self._key)))
-            except BaseException as error:
-                self._take_back(error)
-                raise
-            self._upload = ""
-
-    def _exists(self) -> DestinationError:
-        return DestinationError(f"{self._place}: exists already, and is never replaced")
-
-    def _store(self, etags: list[str]) -> None:
-        """Make the object. What answers that it is there already may be an earlier attempt of our own."""
-        try:
-            if self._upload:
-                self._bucket.complete(self._full, self._upload, etags)
-            else:
-                self._bucket.put(self._full, bytes(self._buffer), writer=self._id, only_new=True)
-        except (ExistsAlreadyError, NotFoundError) as error:
-            found = self._bucket.head(self._full)
-            if found is not None and found.writer == self._id:
-                return
-            if isinstance(error, NotFoundError):
-                raise DestinationError(f"{self._place}: the server has lost what was uploaded") from error
-            raise self._exists() from error
-
-    def _prove(self, size: int, check: Callable[[BlockDevice], None] | None) -> None:
-        found = self._bucket.head(self._full)
-        if found is None:
-            raise DestinationError(f"{self._place}: the server acknowledged it, but does not have it")
-        if found.writer != self._id:
-            raise self._exists()
-        if found.size != size:
-            raise DestinationError(f"{self._place}: the server kept {found.size} of {size} bytes")
-        if check is not None:
-            with contextlib.closing(self._storage.device(self._key, found)) as device:
-                check(device)
-
-    def _take_back(self, error: BaseException) -> None:
-        """Remove what is ours. As long as it cannot be removed, the note hides it."""
-        try:
-            found = self._bucket.head(self._full)
-            if found is not None and found.writer == self._id:
-                self._bucket.delete(self._full)
-            self._bucket.delete(self._storage.full_key(_pending(self._key)))
-        except MountfsError as failure:
-            error.add_note(f"what was uploaded could not be removed: {failure}")
-
-    def abort(self) -> None:
-        """See `ObjectWriter.abort`; parts that cannot be removed are removed by the next writer."""
-        self._usable = False
-        self._buffer.clear()
-        upload, self._upload = self._upload, ""
-        if upload:
-            for part in self._under_way:
-                part.cancel()
-            for part in self._under_way:
-                with contextlib.suppress(Exception):
-                    part.exception()
-            with contextlib.suppress(MountfsError):
-                self._bucket.abandon(self._full, upload)
-
-
 class S3Storage:
-    """See `Storage`; keys are those of the bucket below one prefix."""
+    """See `Storage` and `ContinuingStorage`; keys are those of the bucket below one prefix."""
 
     def __init__(
         self, bucket: str, prefix: str = "", profile: str = "", *, patience: Patience = DEFAULT_PATIENCE
@@ -227,14 +85,14 @@ class S3Storage:
         names = {entry.key.removeprefix(full) for entry in found}
         for entry in sorted(found, key=lambda entry: entry.key):
             name = entry.key.removeprefix(full)
-            if name and not name.startswith(".") and _pending(name) not in names:
+            if name and not name.startswith(".") and pending_note(name) not in names:
                 fingerprint = f"{entry.size}-{entry.etag}-{entry.modified_ns}"
                 yield ObjectInfo(f"{prefix}{name}", entry.size, fingerprint)
 
     def open(self, key: str) -> BlockDevice:
         """See `Storage.open`."""
         found = self.bucket.head(self.full_key(key))
-        if found is None or self.bucket.head(self.full_key(_pending(key))) is not None:
+        if found is None or self.bucket.head(self.full_key(pending_note(key))) is not None:
             raise NotFoundError(f"{self._url}/{key}: no such object")
         return self.device(key, found)
 
@@ -273,6 +131,15 @@ class S3Storage:
         """See `Storage.create`."""
         return S3ObjectWriter(self, key)
 
+    def go_on(self, key: str, identity: str) -> S3ContinuingWriter:
+        """See `ContinuingStorage.go_on`; what is smaller than a part is not kept."""
+        full = self.full_key(key)
+        note = self.full_key(f"{key[: key.rfind('/') + 1]}{name_of_copy(identity)}")
+        kept = parse_kept(self.bucket.get(note, _LARGEST_NOTE) or b"")
+        if kept is not None and (full, kept.upload) not in self.bucket.uploads(full):
+            kept = None
+        return S3ContinuingWriter(self, key, note, kept)
+
     def delete(self, key: str) -> None:
         """See `Storage.delete`."""
         full = self.full_key(key)
@@ -308,15 +175,35 @@ class S3Storage:
 
     def _remove_unfinished(self, prefix: str) -> None:
         full = self.full_key(prefix)
-        for entry in list(self.bucket.entries(full)):
-            if isinstance(entry, Stored) and _is_pending(entry.key.removeprefix(full)):
+        found = [entry for entry in self.bucket.entries(full) if isinstance(entry, Stored)]
+        for entry in found:
+            if _is_pending(entry.key.removeprefix(full)):
                 self._remove_unproven(entry, full)
-        for key, upload in self.bucket.uploads(full):
-            if "/" not in key.removeprefix(full):
+        uploads = [
+            (key, upload) for key, upload in self.bucket.uploads(full) if "/" not in key.removeprefix(full)
+        ]
+        kept = self._kept_uploads(found, full, {upload for _, upload in uploads})
+        for key, upload in uploads:
+            if upload not in kept:
                 self.bucket.abandon(key, upload)
 
+    def _kept_uploads(self, found: Sequence[Stored], folder: str, uploads: Collection[str]) -> set[str]:
+        """Return the uploads that can be gone on with; the notes of others are removed."""
+        leases = [entry for entry in found if entry.key.removeprefix(folder).startswith(LEASE_NAME)]
+        now = max((entry.modified_ns for entry in leases), default=0)
+        kept = set()
+        for entry in found:
+            name = entry.key.removeprefix(folder)
+            if is_of_copy(name):
+                told = parse_kept(self.bucket.get(entry.key, _LARGEST_NOTE) or b"")
+                if told and told.upload in uploads and is_kept(name, (now - entry.modified_ns) / 1e9):
+                    kept.add(told.upload)
+                else:
+                    self.bucket.delete(entry.key)
+        return kept
+
     def _remove_unproven(self, note: Stored, folder: str) -> None:
-        name = note.key.removeprefix(folder)[1 : -len(_PENDING)]
+        name = note.key.removeprefix(folder)[1 : -len(PENDING)]
         found = self.bucket.head(f"{folder}{name}")
         if found is not None and found.writer and found.writer.encode() == self.bucket.get(note.key, 64):
             self.bucket.delete(found.key)
@@ -379,15 +266,9 @@ class _S3Notes:
         self._bucket.delete(f"{self._folder}{name}")
 
 
-def _pending(key: str) -> str:
-    """Return the key of the note that hides an object."""
-    folder, _, name = key.rpartition("/")
-    return f"{folder}/.{name}{_PENDING}" if folder else f".{name}{_PENDING}"
-
-
 def _is_pending(name: str) -> bool:
     return (
-        name.startswith(".") and name.endswith(_PENDING) and "/" not in name and len(name) > len(_PENDING) + 1
+        name.startswith(".") and name.endswith(PENDING) and "/" not in name and len(name) > len(PENDING) + 1
     )
 
 

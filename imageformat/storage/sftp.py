@@ -17,13 +17,14 @@ from uuid import uuid4
 import asyncssh
 from asyncssh import FXF_CREAT, FXF_READ, FXF_TRUNC, FXF_WRITE
 
-from imageformat.errors import MountfsError, NotFoundError, StorageError, UsageError
+from imageformat.errors import DestinationError, MountfsError, NotFoundError, StorageError, UsageError
 from imageformat.storage import ObjectInfo, StorageScheme
 from imageformat.storage._sftpconnection import Connection, Target
-from imageformat.storage._sftpwriter import SftpObjectWriter
-from imageformat.storage.leases import Note, leased
+from imageformat.storage._sftpwriter import SftpContinuingWriter, SftpObjectWriter
+from imageformat.storage.leases import LEASE_NAME, Note, leased
 from imageformat.storage.patience import DEFAULT_PATIENCE
 from imageformat.storage.ranges import RangeDevice
+from imageformat.storage.unfinished import is_kept, name_of_copy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +52,7 @@ class _Entry(NamedTuple):
 
 
 class SftpStorage:
-    """See `Storage`; keys are paths below one folder."""
+    """See `Storage` and `ContinuingStorage`; keys are paths below one folder."""
 
     def __init__(self, url: str, target: Target, root: str, *, patience: Patience = DEFAULT_PATIENCE) -> None:
         self._url = url.rstrip("/")
@@ -180,6 +181,14 @@ class SftpStorage:
         """See `Storage.create`."""
         return SftpObjectWriter(self, key)
 
+    def go_on(self, key: str, identity: str) -> SftpContinuingWriter:
+        """See `ContinuingStorage.go_on`."""
+        folder, part = posixpath.dirname(self.path(key)), name_of_copy(identity)
+        self.make_folder(folder)
+        if any(entry.name == part and not stat.S_ISREG(entry.mode) for entry in self.entries(folder)):
+            raise DestinationError(f"{self._named(folder)}/{part}: is no file, and is not written to")
+        return SftpContinuingWriter(self, key, part)
+
     def make_folder(self, folder: str) -> None:
         """Make a folder and those above it."""
 
@@ -198,6 +207,10 @@ class SftpStorage:
                     await file.write(content, offset)
 
         self._connection.run(self._named(path), action, writing=True)
+
+    def truncate(self, path: str, size: int) -> None:
+        """Cut a file."""
+        self._connection.run(self._named(path), lambda client: client.truncate(path, size), writing=True)
 
     def sync(self, path: str) -> None:
         """Make the server sync a file, if it can, and close it."""
@@ -279,9 +292,11 @@ class SftpStorage:
                 del self._leases[prefix]
 
     def _remove_partials(self, folder: str) -> None:
-        for entry in self.entries(folder):
+        entries = self.entries(folder)
+        now = max((entry.mtime for entry in entries if entry.name.startswith(LEASE_NAME)), default=0)
+        for entry in entries:
             hidden = entry.name.startswith(".") and entry.name.endswith(".part")
-            if hidden and stat.S_ISREG(entry.mode):
+            if hidden and stat.S_ISREG(entry.mode) and not is_kept(entry.name, now - entry.mtime):
                 with contextlib.suppress(NotFoundError):
                     self.remove(f"{folder}/{entry.name}")
 

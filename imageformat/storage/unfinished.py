@@ -1,7 +1,8 @@
-"""Objects that were not finished, and can be gone on with: what a killed backup had stored by then."""
+"""Objects that were not finished, and can be gone on with: what a killed backup or copy had stored."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from imageformat.storage import ObjectWriter
@@ -85,5 +86,67 @@ class ResumableStorage(Protocol):
 
         Raises:
             DestinationReadOnlyError, DestinationError, AccessDeniedError
+        """
+        ...
+
+
+KEPT_S = 7 * 24 * 3600
+"""How long what was left of a copy waits for the next one: seconds since it was last written, or begun."""
+_NAME_OF_COPY = re.compile(r"\.[0-9a-f]{32}\.copy\.part")
+
+
+def name_of_copy(identity: str) -> str:
+    """Return the hidden name of what is left of a copy. ``identity``: 32 hexadecimal digits."""
+    return f".{identity}.copy.part"
+
+
+def is_of_copy(name: str) -> bool:
+    """Tell whether `name_of_copy` gave a name. Pure."""
+    return _NAME_OF_COPY.fullmatch(name) is not None
+
+
+def is_kept(name: str, age_s: float) -> bool:
+    """Tell whether a file is what was left of a copy that may still be gone on with. Pure."""
+    return age_s <= KEPT_S and is_of_copy(name)
+
+
+@runtime_checkable
+class ContinuingWriter(ObjectWriter, Protocol):
+    """A writer of content that an earlier one may have brought a part of.
+
+    The content is appended from its first byte on. What is there already and proves equal to it is not sent
+    again; what differs is replaced. What is left at the end of the process, and after `suspend`, stays.
+    """
+
+    @property
+    def reused(self) -> int:
+        """Bytes of what was appended that were there, were proven equal, and so were not sent."""
+        ...
+
+    @property
+    def sent(self) -> int:
+        """Bytes of what was appended that were handed to the storage."""
+        ...
+
+    def suspend(self) -> bool:
+        """Stop here and keep what is there; tell whether it was kept. Idempotent; harmless after `commit`.
+
+        When the place is full, some of it may be given back. Never raises a `MountfsError`.
+        """
+        ...
+
+
+@runtime_checkable
+class ContinuingStorage(Protocol):
+    """A storage that keeps what was brought of an object. To be used while `Storage.exclusive` is held."""
+
+    def go_on(self, key: str, identity: str) -> ContinuingWriter:
+        """Start an object, or go on with it.
+
+        ``identity`` (32 hexadecimal digits) tells its content: what was brought under another is not even
+        looked at. What is not gone on with for `KEPT_S` is removed by `Storage.exclusive`.
+
+        Raises:
+            DestinationFullError, DestinationReadOnlyError, DestinationError, AccessDeniedError
         """
         ...

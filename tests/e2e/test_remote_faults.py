@@ -196,7 +196,7 @@ WRITES_THAT_GO_ON = {
 def test_writing_goes_on(
     proxy: Proxy, storage: S3Storage, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("imageformat.storage.s3._PART_SIZES", ((10, 128 * KIB),))
+    monkeypatch.setattr("imageformat.storage._s3writer._PART_SIZES", ((10, 128 * KIB),))
     fault, parts = WRITES_THAT_GO_ON[name]
     fault = replace(fault, happened=0)
     proxy.faults.append(fault)
@@ -250,7 +250,7 @@ def test_a_write_that_fails_leaves_nothing(
     kind: type[MountfsError],
     words: str,
 ) -> None:
-    monkeypatch.setattr("imageformat.storage.s3._PART_SIZES", ((10, 128 * KIB),))
+    monkeypatch.setattr("imageformat.storage._s3writer._PART_SIZES", ((10, 128 * KIB),))
     proxy.faults.append(replace(fault, happened=0))
     with storage.exclusive("set/"):
         with pytest.raises(kind, match=words):
@@ -260,11 +260,37 @@ def test_a_write_that_fails_leaves_nothing(
     nothing_is_left(storage, ["set/.lock"])
 
 
+def test_what_a_failing_server_took_is_gone_on_with(
+    proxy: Proxy, storage: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imageformat.storage._s3writer._PART_SIZES", ((10, 128 * KIB),))
+    with storage.exclusive("set/"):
+        writer = storage.go_on("set/one", "ab" * 16)
+        proxy.faults.append(Fault(is_part, refusal(500, "InternalError"), times=99, skip=1))
+        writer.append(CONTENT)
+        with pytest.raises(DestinationError, match="given up"):
+            writer.commit()
+        assert writer.suspend()
+        writer.abort()
+        proxy.faults.clear()
+        assert names(storage) == []
+        before = len([request for request in proxy.seen if is_part(request)])
+        again = storage.go_on("set/one", "ab" * 16)
+        again.append(CONTENT)
+        again.commit(lambda device: check(device.pread(0, device.size), CONTENT))
+        again.abort()
+    parts = [len(request.body) for request in proxy.seen if is_part(request)][before:]
+    assert len(parts) == 2, "one of three was there"
+    assert again.reused + sum(parts) == len(CONTENT)
+    assert read(storage) == CONTENT
+    nothing_is_left(storage, ["set/.lock", "set/one"])
+
+
 def test_a_server_that_keeps_less_than_it_acknowledges(
     proxy: Proxy, storage: S3Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The size of the object is right, and a part of it is not what was sent: only reading back tells."""
-    monkeypatch.setattr("imageformat.storage.s3._PART_SIZES", ((10, 128 * KIB),))
+    monkeypatch.setattr("imageformat.storage._s3writer._PART_SIZES", ((10, 128 * KIB),))
     sent = s3.bucket().client
 
     def exchange(request: Request) -> Answer:

@@ -103,3 +103,32 @@ def test_a_file_that_is_cut_while_it_is_read(storage: SftpStorage, tmp_path: Pat
         path.write_bytes(CONTENT[:1000])
         with pytest.raises(MountfsError, match="replaced or cut"):
             device.pread(500_000, 100_000)
+
+
+def test_what_a_lost_connection_left_is_gone_on_with(
+    cutter: Cutter, storage: SftpStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imageformat.storage._sftpwriter._BUFFER", 100 * KIB)
+    pieces = [CONTENT[offset : offset + 100 * KIB] for offset in range(0, len(CONTENT), 100 * KIB)]
+    with storage.exclusive("set/"):
+        writer = storage.go_on("set/one", "ab" * 16)
+        for piece in pieces[:6]:
+            writer.append(piece)
+        cutter.limits += [0] * 1000
+        cutter.cut_all()
+        with pytest.raises(DestinationError, match="lost for good"):
+            writer.commit()
+        assert writer.suspend()
+        writer.abort()
+        cutter.limits.clear()
+        assert list(storage.objects("set/")) == []
+        again = storage.go_on("set/one", "ab" * 16)
+        for piece in pieces:
+            again.append(piece)
+        again.commit()
+        again.abort()
+    assert again.reused >= 200 * KIB
+    assert again.reused + again.sent == len(CONTENT)
+    with contextlib.closing(storage.open("set/one")) as device:
+        assert device.pread(0, device.size) == CONTENT
+    assert sorted(entry.name for entry in storage.entries(storage.path("set"))) == [".lock", "one"]

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.copying import CopyItem, copy_facts, copy_file, plan_copy
+from engine.copying import CopyItem, copy_facts, plan_copy
+from engine.filecopy import copy_file
 from imageformat.catalog import Problem, Proof
 from imageformat.errors import CorruptImageError, DestinationError, SourceMismatchError, VerificationError
 from imageformat.layer import DiskInfo, ImageInfo, ImageType

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -137,7 +137,7 @@ def _plan_only(out: Renderer, source: Repository, target: Repository, name: str,
     plan = plan_from(source, target, name, older=older)
     if plan.items:
         out.table("", _COLUMNS, map(_row, plan.items))
-    return _conclude(out, plan, (), dry_run=True)
+    return _conclude(out, plan, (), {}, dry_run=True)
 
 
 def _row(item: CopyItem) -> tuple[str, int | None, str, str]:
@@ -172,18 +172,40 @@ def _copy(
             if progress is not None:
                 progress.update(done, item.key)
 
+        reused: dict[str, int] = {}
+
+        def continued(item: CopyItem, count: int) -> None:
+            reused[item.key] = count
+            out.note(f"continuing {item.key}, {count * 100 // item.size} % was there")
+
         plan, unopened = copy_set(
-            source, target, name, older=older, verify=verify, limit=limit, planned=planned, report=report
+            source,
+            target,
+            name,
+            older=older,
+            verify=verify,
+            limit=limit,
+            planned=planned,
+            report=report,
+            continued=continued,
         )
-    return _conclude(out, plan, unopened, dry_run=False)
+    return _conclude(out, plan, unopened, reused, dry_run=False)
 
 
-def _conclude(out: Renderer, plan: CopyPlan, unopened: Sequence[CopyItem], *, dry_run: bool) -> int:
+def _conclude(
+    out: Renderer,
+    plan: CopyPlan,
+    unopened: Sequence[CopyItem],
+    reused: Mapping[str, int],
+    *,
+    dry_run: bool,
+) -> int:
     out.result(
         {
             "set": plan.set_name,
             "copied": [item.key for item in plan.items],
             "bytes": plan.size,
+            "continued": [{"file": key, "bytes": count} for key, count in reused.items()],
             "present": [point.number for point in plan.present],
             "older": [point.number for point in plan.older],
             "skipped": [
