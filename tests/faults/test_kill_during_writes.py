@@ -48,7 +48,7 @@ def test_a_killed_run_is_finished_by_the_next(tmp_path: Path, name: str, most: i
             env=environment(XDG_STATE_HOME=str(tmp_path / "state")),
         )
     assert done.returncode == 0, done.stderr.decode()[-3000:]
-    assert int(done.stdout) >= most
+    assert int(done.stdout) >= min(most, 24), "a run has no more steps than that"
 
 
 @pytest.mark.parametrize(
