@@ -91,7 +91,7 @@ def run(arguments: list[str]) -> int:
     except MountfsError as error:
         return _fail(arguments, error)
     except KeyboardInterrupt:
-        return _fail(arguments, InterruptedByUserError("interrupted; nothing half-done was left behind"))
+        return _fail(arguments, InterruptedByUserError("interrupted; the same command can be run again"))
     except MemoryError:
         return _fail(arguments, MountfsError("out of memory; try --threads 1 or a smaller --cache"))
     except Exception as error:  # noqa: BLE001 (the last line of defence: a bug must not look like a crash)
